@@ -1,0 +1,24 @@
+"""MLP-Mixer in PyTorch: every variant, every released checkpoint, true to the original."""
+
+from mixerzoo.config import MixerConfig
+from mixerzoo.errors import MixerzooError
+from mixerzoo.factory import create_model, create_transform, get_pretrained_cfg, is_model, labels, list_models
+from mixerzoo.inference.predict import Prediction, predict
+from mixerzoo.model import Mixer, MixerBlock
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Mixer",
+    "MixerBlock",
+    "MixerConfig",
+    "MixerzooError",
+    "Prediction",
+    "create_model",
+    "create_transform",
+    "get_pretrained_cfg",
+    "is_model",
+    "labels",
+    "list_models",
+    "predict",
+]

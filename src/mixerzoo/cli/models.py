@@ -1,0 +1,94 @@
+"""``mixerzoo list`` and ``mixerzoo info``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from mixerzoo import factory
+from mixerzoo.config import MixerConfig
+from mixerzoo.model import Mixer
+from mixerzoo.zoo import DEFAULT_TAGS, VARIANTS, WEIGHTS, WeightTag
+
+
+def list_command(
+    filter: Annotated[str, typer.Argument(help="Wildcards, for instance '*b16*'.")] = "",
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="List every released checkpoint.")] = False,
+) -> None:
+    """List models, or released checkpoints with --pretrained."""
+    names = factory.list_models(filter, pretrained=pretrained)
+    if not names:
+        typer.echo(f"No model matches {filter!r}.", err=True)
+        raise typer.Exit(1)
+    width = max(map(len, names))
+    for name in names:
+        variant, _, tag = name.partition(".")
+        row = WEIGHTS.get(name)
+        if row is not None:
+            star = " (default)" if DEFAULT_TAGS[variant] == tag else ""
+            typer.echo(f"{name:{width}}  {row.num_classes:>6} classes  {_where(row)}{star}")
+        else:
+            config = VARIANTS[variant].config
+            tags = sum(row.variant == variant for row in WEIGHTS.values())
+            typer.echo(
+                f"{name:{width}}  {_parameters(config) / 1e6:6.1f} M parameters  {config.multiply_adds / 1e9:7.2f} G "
+                f"multiply-adds  {tags} checkpoint{'s' * (tags != 1)}"
+            )
+
+
+def info_command(
+    name: Annotated[str, typer.Argument(help="A variant or a tag, for instance mixer_b16 or mixer_b16.goog_in1k.")],
+) -> None:
+    """Show sizes, sources, licence and published scores."""
+    cfg = factory.get_pretrained_cfg(name)
+    variant = VARIANTS[str(cfg.architecture)]
+    config = variant.config
+    rows, columns = config.grid_size
+    lines = [
+        f"{variant.name}: {variant.title}",
+        f"  image            {config.image_hw[0]} x {config.image_hw[1]} pixels, patches of {config.patch_size} "
+        f"({rows} x {columns} = {config.num_tokens} tokens)",
+        f"  layers           {config.depth}",
+        f"  channels         {config.embed_dim}",
+        f"  MLP widths       {config.tokens_mlp_dim} across tokens, {config.channels_mlp_dim} across channels",
+        f"  parameters       {_parameters(config):,} with {config.num_classes} classes",
+        f"  multiply-adds    {config.multiply_adds:,} an image",
+    ]
+    if variant.note:
+        lines.append(f"  note             {variant.note}")
+    named = [row for row in WEIGHTS.values() if row.variant == variant.name and ("." not in name or row.tag == cfg.tag)]
+    for row in named:
+        lines += ["", *_tag_lines(row)]
+    if not named:
+        lines += ["", f"No released weights. Variants that have some: {', '.join(DEFAULT_TAGS)}."]
+    typer.echo("\n".join(lines))
+
+
+def _tag_lines(row: WeightTag) -> list[str]:
+    default = " (default)" if DEFAULT_TAGS[row.variant] == row.tag else ""
+    lines = [
+        f"{row.name}{default}",
+        f"  {row.description}",
+        f"  source           {_where(row)}",
+        f"  licence          {row.license}",
+        f"  classes          {row.num_classes} ({row.label_set})",
+        f"  GELU             {row.act}",
+        f"  preprocessing    {row.interpolation}, crop {row.crop_pct}, mean {row.mean[0]}, std {row.std[0]}",
+    ]
+    if row.npz_url and row.hub_id:
+        lines.append(f"  original         {row.npz_url}")
+    lines += [f"  {score.metric:<16} {score.percent:g} %  [{score.source}]" for score in row.scores]
+    return lines if row.scores else [*lines, "  scores           none published that we know of"]
+
+
+def _where(row: WeightTag) -> str:
+    if row.asset:
+        return "in the package"
+    if row.hub_id:
+        return f"https://huggingface.co/{row.hub_id}"
+    return f"{row.npz_url} (Flax file; not loaded by this version)"
+
+
+def _parameters(config: MixerConfig) -> int:
+    return sum(p.numel() for p in Mixer.from_config(config, device="meta").parameters())

@@ -1,0 +1,61 @@
+"""Image folders: ``root/<split>/<class>/*.jpg``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torchvision.datasets import ImageFolder
+
+from mixerzoo.data.images import IMAGE_SUFFIXES, load_image
+from mixerzoo.errors import DataError
+
+TRAIN_SPLITS = ("train",)
+EVAL_SPLITS = ("test", "val", "validation")
+
+
+def open_folder(
+    root: str | Path,
+    splits: tuple[str, ...],
+    transform: Callable[[Image.Image], Any],
+    classes: list[str] | None = None,
+) -> ImageFolder:
+    """Open the first of ``splits`` that exists below ``root`` as a dataset of (transformed image, class index).
+
+    Args:
+        root: Folder that holds one folder a split.
+        splits: Split names in order of preference, such as :data:`EVAL_SPLITS`.
+        transform: Applied to each RGB image.
+        classes: Expected class folders in label order; None takes what is there, sorted.
+
+    Raises:
+        DataError: The folder or every split is missing, there are no images, or the classes are others than expected.
+    """
+    root = Path(root)
+    folder = next((root / split for split in splits if (root / split).is_dir()), None)
+    if folder is None:
+        raise DataError(
+            f"{root} has no folder named {' or '.join(splits)}: expected images at {root}/{splits[0]}/<class>/*.jpg."
+        )
+    try:
+        dataset = ImageFolder(
+            str(folder),
+            transform=transform,
+            loader=load_image,
+            is_valid_file=lambda name: Path(name).suffix.lower() in IMAGE_SUFFIXES,
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{folder} has no images, or a class folder without any ({error}).") from None
+    if classes is not None and dataset.classes != classes:
+        raise DataError(
+            f"The class folders in {folder} are {_some(dataset.classes)}, but {_some(classes)} were expected: the "
+            "model's outputs and the data's classes must agree."
+        )
+    return dataset
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:12])
+    return f"[{shown}{', ...' if len(names) > 12 else ''}] ({len(names)})"

@@ -1,0 +1,99 @@
+"""Reading image files of any kind into what the models take: RGB (or greyscale) PIL images of 8 bits a channel."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mixerzoo.errors import ImageError
+
+IMAGE_SUFFIXES = frozenset(
+    {".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp", ".avif"}
+)
+"""File name endings (lower case) that a folder scan takes for images."""
+
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded, in pixels (Pillow's own warning level: 256 MiB of RGB)."""
+
+
+def load_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Read one image file.
+
+    The EXIF orientation is applied, transparency is laid over white, 16-bit greyscale is scaled to 8 bits, and of an
+    animation the first frame is taken. The file is trusted with nothing: sizes are checked before pixels are decoded.
+
+    Args:
+        path: The file.
+        mode: ``"RGB"`` or ``"L"`` (one channel).
+
+    Returns:
+        An image of that mode, of the file's (rotated) size.
+
+    Raises:
+        ImageError: The file is missing, empty, not an image, truncated, or larger than :data:`MAX_PIXELS`. The
+            message begins with the file's name.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError:
+        raise ImageError(f"{path}: is a folder, not an image file.") from None
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    if not data:
+        raise ImageError(f"{path}: the file is empty.")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise ImageError(f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} pixels are decoded.")
+            image.load()
+            return _to_mode(ImageOps.exif_transpose(image), mode, path)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{path}: not an image in a format that Pillow reads.") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(f"{path}: the image is too large; at most {MAX_PIXELS:,} pixels are decoded.") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, MemoryError) as error:
+        # Pillow's decoders raise any of these on damaged data.
+        raise ImageError(f"{path}: damaged or truncated ({error}).") from None
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """List image files: files as given, folders searched recursively for :data:`IMAGE_SUFFIXES` in sorted order.
+
+    Raises:
+        ImageError: A path does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            if not path.exists():
+                raise ImageError(f"{path}: there is no such file or folder.")
+            found.append(path)
+            continue
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+        if not inside:
+            raise ImageError(f"{path}: the folder has no images ({', '.join(sorted(IMAGE_SUFFIXES))}).")
+        found += inside
+    return found
+
+
+def _to_mode(image: Image.Image, mode: Literal["RGB", "L"], path: Path) -> Image.Image:
+    if image.mode == "F":
+        raise ImageError(f"{path}: floating-point pixels have no defined range; convert the file to 8 or 16 bits.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.size and (values.min() < 0 or values.max() > 65535):
+            raise ImageError(f"{path}: 32-bit pixels beyond 0..65535; convert the file to 8 or 16 bits.")
+        image = Image.fromarray((values / 257.0 + 0.5).astype(np.uint8))  # 65535 -> 255
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(mode)

@@ -1,0 +1,167 @@
+"""Our variants in timm's registry: ``timm.create_model("mixer_b16.goog_in1k", pretrained=True)`` builds them too.
+
+Importing this module adds entries to timm's registry and does nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
+from torch import nn
+
+from mixerzoo.config import MixerConfig
+from mixerzoo.model import Mixer
+from mixerzoo.weights.load import load_from
+from mixerzoo.zoo import CIFAR10_LABELS, DEFAULT_TAGS, VARIANTS, WEIGHTS, Variant, WeightTag
+
+__all__: list[str] = []  # timm's registration appends the names of the entry points
+
+_ASSETS = Path(__file__).parent / "assets"
+
+
+def _weights_cfg(row: WeightTag) -> PretrainedCfg:
+    config = VARIANTS[row.variant].config
+    return PretrainedCfg(
+        url=row.npz_url if row.hub_id is None else None,
+        file=str(_ASSETS / row.asset) if row.asset else None,
+        hf_hub_id=row.hub_id,
+        input_size=(config.in_chans, *config.image_hw),
+        fixed_input_size=True,
+        interpolation=row.interpolation,
+        crop_pct=row.crop_pct,
+        mean=row.mean,
+        std=row.std,
+        num_classes=row.num_classes,
+        label_names=CIFAR10_LABELS if row.label_set == "cifar-10" else None,
+        first_conv="stem.proj",
+        classifier="head",
+        license=row.license,
+        description=row.description,
+        origin_url=row.npz_url,
+    )
+
+
+def _untrained_cfg(variant: Variant) -> PretrainedCfg:
+    return PretrainedCfg(
+        input_size=(variant.config.in_chans, *variant.config.image_hw),
+        fixed_input_size=True,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        num_classes=variant.config.num_classes,
+        first_conv="stem.proj",
+        classifier="head",
+    )
+
+
+def _default_cfgs() -> dict[str, Any]:
+    cfgs = {}
+    for variant in VARIANTS.values():
+        rows = [row for row in WEIGHTS.values() if row.variant == variant.name]
+        for row in rows:
+            star = "*" if row.tag == DEFAULT_TAGS[variant.name] else ""  # timm's mark of the default tag
+            cfgs[row.name + star] = _weights_cfg(row)
+        if not rows:
+            cfgs[variant.name] = _untrained_cfg(variant)
+    return dict(generate_default_cfgs(cfgs))
+
+
+default_cfgs = _default_cfgs()
+
+
+def _stored_config(variant: str, cfg: PretrainedCfg, arguments: dict[str, Any]) -> MixerConfig:
+    """Sizes of the weights that ``cfg`` describes: the source's own, not those of the model asked for."""
+    channels, *image_hw = cfg.input_size
+    given = {f.name: arguments[f.name] for f in dataclasses.fields(MixerConfig) if f.name in arguments}
+    fields = {**given, "in_chans": channels, "img_size": tuple(image_hw), "num_classes": cfg.num_classes}
+    return dataclasses.replace(VARIANTS[variant].config, **fields)
+
+
+def build(
+    variant: str,
+    pretrained: bool = False,
+    *,
+    pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None = None,
+    pretrained_cfg_overlay: dict[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    out_indices: int | tuple[int, ...] = 3,
+    stored: MixerConfig | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build one variant through timm's builder.
+
+    Args:
+        variant: Our name of the architecture.
+        pretrained: Load the weights that the configuration describes.
+        pretrained_cfg: timm's description of the weights: a tag, a dictionary, or None for the default tag.
+        pretrained_cfg_overlay: Single entries to replace in it.
+        cache_dir: The Hub cache; None for huggingface_hub's own.
+        out_indices: Layers that ``features_only=True`` returns.
+        stored: Sizes of the stored weights where they are not the variant's own.
+        **kwargs: Fields of :class:`mixerzoo.MixerConfig`, ``features_only``, ``device`` and ``dtype``, as timm's
+            convention passes them.
+
+    Raises:
+        ConfigError: A size or flavour that cannot be used.
+        WeightsError: The weights are absent, damaged or do not fit.
+    """
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
+    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    row = WEIGHTS.get(f"{variant}.{cfg.tag}")
+    preset = VARIANTS[variant].config
+    arguments = {f.name: getattr(preset, f.name) for f in dataclasses.fields(MixerConfig)}
+    for name in ("img_size", "in_chans", "num_classes"):
+        del arguments[name]  # timm's builder takes these from the configuration of the weights
+    if row is not None:
+        arguments["act"] = row.act
+    arguments |= kwargs
+
+    def construct(**fields: Any) -> Mixer:
+        device, dtype = fields.pop("device", None), fields.pop("dtype", None)
+        if not pretrained:
+            return Mixer(**fields, device=device, dtype=dtype)
+        model = Mixer(**fields, device="meta")
+        load_from(
+            model,
+            cfg,
+            name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
+            stored=stored or _stored_config(variant, cfg, arguments),
+            cache_dir=cache_dir,
+            dtype=dtype,
+        )
+        return model.to(device or torch.get_default_device())
+
+    model: nn.Module = build_model_with_cfg(
+        construct,
+        variant,
+        pretrained=False,
+        pretrained_cfg=cfg.to_dict(remove_null=False),
+        feature_cfg={"out_indices": out_indices, "feature_cls": "getter"},
+        **arguments,
+    )
+    return model
+
+
+def _entrypoint(variant: Variant) -> Callable[..., nn.Module]:
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return build(variant.name, pretrained, **kwargs)
+
+    entrypoint.__name__ = entrypoint.__qualname__ = variant.name
+    entrypoint.__doc__ = f"{variant.title} (Tolstikhin et al. 2021, arXiv 2105.01601)."
+    registered: Callable[..., nn.Module] = register_model(entrypoint)
+    return registered
+
+
+for _variant in VARIANTS.values():
+    _entrypoint(_variant)

@@ -1,0 +1,52 @@
+"""The package's own exceptions. Every message says what was wrong, what was expected, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MixerzooError(Exception):
+    """Base of every error that mixerzoo raises on purpose; the command line prints its message alone."""
+
+
+class ConfigError(MixerzooError, ValueError):
+    """A size, flavour or recipe value that cannot be used."""
+
+
+class ModelNameError(MixerzooError, ValueError):
+    """A model, weight tag or source that does not exist."""
+
+
+class InputSizeError(MixerzooError, ValueError):
+    """A batch of images whose channels, height or width are not the model's."""
+
+
+class WeightsError(MixerzooError, RuntimeError):
+    """Weights that are absent, damaged, unsafe, or do not fit the model."""
+
+
+class HubError(WeightsError):
+    """A download that failed; the message names repository, file and remedy."""
+
+
+class HubUnreachableError(HubError):
+    """The server could not be reached at all (or offline mode is on) and the cache does not have the file."""
+
+
+class ImageError(MixerzooError, ValueError):
+    """An image file that cannot be read."""
+
+
+class DataError(MixerzooError, ValueError):
+    """A dataset folder that is missing, empty or inconsistent."""
+
+
+class TrainingError(MixerzooError, RuntimeError):
+    """A training run that cannot start, go on or be resumed."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:
+    """Return ``" Did you mean 'a' or 'b'?"`` for the names closest to ``name``, or an empty string."""
+    near = difflib.get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""

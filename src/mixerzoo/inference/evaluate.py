@@ -1,0 +1,73 @@
+"""Accuracy of a classifier on a labelled dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mixerzoo.errors import DataError
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Shares of correctly classified images, as fractions of ``num_images``.
+
+    Attributes:
+        top1: The highest score is the label's.
+        top5: The label's score is among the five highest (of all, with fewer than five classes).
+        num_images: Images that were counted.
+    """
+
+    top1: float
+    top5: float
+    num_images: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Plain values for logs."""
+        return asdict(self)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    device: torch.device | str = "cpu",
+    amp: bool = False,
+    progress: bool = False,
+) -> Accuracy:
+    """Count correct predictions in evaluation mode; the model's training flag is restored.
+
+    Args:
+        model: Maps images (N, channels, H, W) to logits (N, classes).
+        batches: Pairs of images and integer labels (N,), a ``DataLoader`` for instance.
+        device: Where the model is and the images go.
+        amp: Run under bfloat16 autocast.
+        progress: Show a progress bar.
+
+    Raises:
+        DataError: There is not a single image.
+    """
+    device = torch.device(device)
+    was_training = model.training
+    model.eval()
+    top1 = top5 = count = 0
+    try:
+        for images, labels in tqdm(batches, desc="evaluate", unit="batch", disable=not progress, leave=False):
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+                logits = model(images)
+            ranked = logits.float().topk(min(5, logits.shape[-1]), dim=-1).indices
+            hits = ranked == labels[:, None]
+            top1 += int(hits[:, 0].sum())
+            top5 += int(hits.any(dim=-1).sum())
+            count += len(labels)
+    finally:
+        model.train(was_training)
+    if count == 0:
+        raise DataError("There are no images to evaluate on.")
+    return Accuracy(top1 / count, top5 / count, count)

@@ -1,0 +1,54 @@
+"""Saving and resuming a training run. A kill at any moment leaves either the old checkpoint or the new one."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixerzoo.errors import TrainingError
+
+FORMAT = 1
+FILE_NAME = "checkpoint.pt"
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_checkpoint(out_dir: Path, state: dict[str, Any]) -> None:
+    """Write the run's state to ``out_dir/checkpoint.pt``."""
+    write_atomically(out_dir / FILE_NAME, lambda path: torch.save({"format": FORMAT, **state}, path))
+
+
+def load_checkpoint(out_dir: Path) -> dict[str, Any] | None:
+    """Read the run's state back; None if there is none. Nothing but tensors and plain values is unpickled.
+
+    Raises:
+        TrainingError: The file is damaged or of another format.
+    """
+    path = out_dir / FILE_NAME
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} cannot be read ({type(error).__name__}): delete it, or choose another --out, to start afresh."
+        ) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise TrainingError(f"{path} is not a training checkpoint of this version of mixerzoo: choose another --out.")
+    return state

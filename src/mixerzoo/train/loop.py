@@ -1,0 +1,280 @@
+"""The training loop: one process, one device, resumable at every epoch."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from mixerzoo.errors import ConfigError, DataError, TrainingError
+from mixerzoo.inference.evaluate import Accuracy, evaluate
+from mixerzoo.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
+from mixerzoo.train.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run uses its machine; nothing here is meant to change the result.
+
+    Attributes:
+        out_dir: Receives ``checkpoint.pt``, ``metrics.jsonl`` and, at the end, ``model.safetensors``.
+        device: Where to train.
+        amp: bfloat16 autocast.
+        compile: Train through ``torch.compile``.
+        workers: Processes that read and augment images; 0 reads in the training process.
+        resume: Go on from ``out_dir``'s checkpoint if there is one.
+        progress: Show a progress bar.
+    """
+
+    out_dir: Path
+    device: str = "cpu"
+    amp: bool = True
+    compile: bool = False
+    workers: int = 2
+    resume: bool = False
+    progress: bool = True
+
+
+class _EpochSampler(Sampler[int]):
+    """A permutation that is a function of seed and epoch alone."""
+
+    def __init__(self, size: int, seed: int):
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.size, generator=generator).tolist()
+
+
+class _Run:
+    """Everything a run carries from step to step."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, train_set: Dataset[Any], options: RunOptions):
+        self.recipe, self.options = recipe, options
+        self.device = torch.device(options.device)
+        self.model = model.to(self.device)
+        size = len(train_set)  # type: ignore[arg-type]
+        self.sampler = _EpochSampler(size, recipe.seed)
+        self.loader = DataLoader(
+            train_set,
+            batch_size=recipe.batch_size,
+            sampler=self.sampler,
+            num_workers=options.workers,
+            drop_last=True,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        self.steps_per_epoch = size // recipe.batch_size
+        if self.steps_per_epoch == 0:
+            raise DataError(f"The training split has {size} images, fewer than one batch of {recipe.batch_size}.")
+        self.optimizer = make_optimizer(self.model, recipe)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.steps_per_epoch)
+        self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
+        num_classes: int = model.num_classes  # type: ignore[assignment]
+        self.mixup = (
+            Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
+            if recipe.mixup or recipe.cutmix
+            else None
+        )
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else recipe.label_smoothing)
+        self.forward = torch.compile(self.model) if options.compile else self.model
+        self.epoch = 0
+
+    @property
+    def averaged_model(self) -> nn.Module:
+        """What is evaluated and saved: the moving average if there is one."""
+        return self.ema.module if self.ema is not None else self.model
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training split; returns its mean loss, last learning rate and speed."""
+        self._seed_epoch()
+        self.model.train()
+        total, start = torch.zeros((), device=self.device), time.perf_counter()
+        bar = tqdm(
+            self.loader,
+            desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
+            unit="step",
+            disable=not self.options.progress,
+            leave=False,
+        )
+        for i, (images, labels) in enumerate(bar):
+            step = self.epoch * self.steps_per_epoch + i
+            loss = self._train_step(images.to(self.device), labels.to(self.device), step)
+            total += loss
+            rate = self.optimizer.param_groups[0]["lr"]
+            seen = (i + 1) * self.recipe.batch_size
+            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.2e}, {seen / (time.perf_counter() - start):.0f} images/s")
+        mean_loss = float(total) / self.steps_per_epoch
+        seconds = time.perf_counter() - start
+        images_seen = self.steps_per_epoch * self.recipe.batch_size
+        return {"train_loss": mean_loss, "lr": rate, "images_per_second": images_seen / seconds, "seconds": seconds}
+
+    def _train_step(self, images: Tensor, labels: Tensor, step: int) -> Tensor:
+        self.scheduler.step_update(step)
+        targets = labels
+        if self.mixup is not None:
+            images, targets = self.mixup(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
+            loss = self.criterion(self.forward(images), targets)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The loss is {float(loss)} in epoch {self.epoch + 1}, step {step}. The last good state is in "
+                f"{self.options.out_dir / FILE_NAME}; a lower lr or gradient clipping usually helps."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.recipe.clip_grad:
+            dispatch_clip_grad(self.model.parameters(), self.recipe.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=step)
+        return loss.detach()
+
+    def _seed_epoch(self) -> None:
+        """Make order, augmentation and mixup functions of seed and epoch, so that a resumed run repeats them."""
+        seed = self.recipe.seed * 1_000_003 + self.epoch
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        self.loader.generator.manual_seed(seed)
+        self.sampler.epoch = self.epoch
+
+    def save(self) -> None:
+        """Write the state after ``self.epoch`` finished epochs."""
+        save_checkpoint(
+            self.options.out_dir,
+            {
+                "epoch": self.epoch,
+                "recipe": self.recipe.to_dict(),
+                "model": self.model.state_dict(),
+                "ema": self.ema.module.state_dict() if self.ema is not None else None,
+                "optimizer": self.optimizer.state_dict(),
+            },
+        )
+
+    def resume(self) -> None:
+        """Take up the state in ``out_dir``, if there is one.
+
+        Raises:
+            TrainingError: It is damaged, or of a run with another recipe.
+        """
+        state = load_checkpoint(self.options.out_dir)
+        if state is None:
+            return
+        if state["recipe"] != self.recipe.to_dict():
+            was, now = state["recipe"], self.recipe.to_dict()
+            changed = ", ".join(f"{k} {was.get(k)!r} -> {v!r}" for k, v in now.items() if was.get(k) != v)
+            raise TrainingError(
+                f"{self.options.out_dir} holds a run with another recipe ({changed}): choose another --out, or the "
+                "same settings."
+            )
+        self.model.load_state_dict(state["model"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Timm's optimiser by name; biases and norms are exempt from weight decay.
+
+    Raises:
+        ConfigError: timm does not know the name.
+    """
+    try:
+        return create_optimizer_v2(
+            model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
+        )
+    except ValueError as error:
+        raise ConfigError(f"opt={recipe.opt!r}: {error} (timm.optim.list_optimizers() names them all).") from None
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
+    """Linear warm-up from 0, then cosine or linear decay to ``min_lr`` at the last step (counted in steps)."""
+    warmup = round(recipe.warmup_epochs * steps_per_epoch)
+    common: dict[str, Any] = {
+        "t_initial": max(recipe.epochs * steps_per_epoch - warmup, 1),
+        "lr_min": recipe.min_lr,
+        "warmup_t": warmup,
+        "warmup_prefix": True,
+        "t_in_epochs": False,
+    }
+    if recipe.schedule == "cosine":
+        return CosineLRScheduler(optimizer, **common)
+    return PolyLRScheduler(optimizer, power=1.0, **common)
+
+
+def fit(
+    model: nn.Module, recipe: Recipe, train_set: Dataset[Any], eval_set: Dataset[Any] | None, options: RunOptions
+) -> Accuracy | None:
+    """Train ``model`` in place and write its weights to ``options.out_dir/model.safetensors``.
+
+    Every epoch ends with a line in ``metrics.jsonl`` and a checkpoint. Seeds Python's, NumPy's and torch's global
+    generators. When the recipe has a moving average, ``model`` holds the averaged weights in the end.
+
+    Args:
+        model: Maps images to logits and has ``num_classes``.
+        recipe: What to do.
+        train_set: Yields (image tensor, class index); its order is shuffled by seed and epoch.
+        eval_set: Evaluated after every epoch; None skips that.
+        options: Where to do it.
+
+    Returns:
+        The final accuracy on ``eval_set``.
+
+    Raises:
+        TrainingError: The loss became NaN or infinite, or ``out_dir`` holds another run.
+        DataError: There is less than one batch of images.
+    """
+    out_dir = options.out_dir
+    if not options.resume and (out_dir / FILE_NAME).exists():
+        raise TrainingError(f"{out_dir} already holds a run: add --resume to go on with it, or choose another --out.")
+    run = _Run(model, recipe, train_set, options)
+    run.resume()
+    eval_loader = DataLoader(eval_set, batch_size=512, num_workers=options.workers) if eval_set is not None else None
+    accuracy: Accuracy | None = None
+    out_dir.mkdir(parents=True, exist_ok=True)
+    while run.epoch < recipe.epochs:
+        record: dict[str, Any] = {"epoch": run.epoch + 1, **run.train_epoch()}
+        run.epoch += 1
+        if eval_loader is not None:
+            accuracy = evaluate(run.averaged_model, eval_loader, device=run.device, amp=options.amp)
+            record |= accuracy.to_dict()
+        _log(out_dir / "metrics.jsonl", record, show=options.progress)
+        run.save()
+    if run.ema is not None:
+        model.load_state_dict(run.ema.module.state_dict())
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(out_dir / "model.safetensors", lambda path: save_file(weights, path))
+    if accuracy is None and eval_loader is not None:  # resumed after the last epoch
+        accuracy = evaluate(model, eval_loader, device=run.device, amp=options.amp)
+    return accuracy
+
+
+def _log(path: Path, record: dict[str, Any], *, show: bool) -> None:
+    """Append one JSON line (and print it); an epoch repeated after a kill appears again with its new time."""
+    line = {**record, "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+    if show:
+        top1 = f", top-1 {100 * record['top1']:.2f} %" if "top1" in record else ""
+        tqdm.write(f"epoch {record['epoch']}: loss {record['train_loss']:.4f}{top1}, {record['seconds']:.0f} s")

@@ -1,0 +1,142 @@
+"""A training recipe: every choice that decides the result, and nothing about the machine it runs on."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from mixerzoo.data.transforms import Augmentation
+from mixerzoo.errors import ConfigError, did_you_mean
+
+Schedule = Literal["cosine", "linear"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyper-parameters of a training run.
+
+    Attributes:
+        model: Name of the variant that the recipe was made for.
+        epochs: Passes over the training split.
+        batch_size: Images a step; the last, incomplete batch of an epoch is dropped.
+        opt: timm's name of the optimiser (``timm.optim.list_optimizers()``).
+        lr: Peak learning rate.
+        weight_decay: timm's weight decay; biases and norms are exempt.
+        momentum: Momentum, for optimisers that have one.
+        clip_grad: Largest global gradient norm; 0 for no clipping.
+        schedule: How the rate falls after the warm-up, ``"cosine"`` or ``"linear"``, updated every step.
+        warmup_epochs: Epochs of linear warm-up from 0.
+        min_lr: Learning rate at the end.
+        augmentation: What happens to a training image.
+        mixup: Alpha of mixup's Beta distribution; 0 for none.
+        cutmix: Alpha of cutmix's Beta distribution; 0 for none.
+        label_smoothing: Probability mass spread over all classes.
+        drop_path_rate: Stochastic-depth rate of the last layer.
+        ema_decay: Decay of the weights' exponential moving average (timm's, warmed up); 0 for none. When there is one
+            it is what is evaluated and saved.
+        seed: Seeds initialisation, order and augmentation.
+
+    Raises:
+        ConfigError: A value that cannot be used; the message names it.
+    """
+
+    model: str = "mixer_b16"
+    epochs: int = 300
+    batch_size: int = 4096
+    opt: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 0.1
+    momentum: float = 0.9
+    clip_grad: float = 1.0
+    schedule: Schedule = "cosine"
+    warmup_epochs: float = 0.0
+    min_lr: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    drop_path_rate: float = 0.0
+    ema_decay: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Validate every field once."""
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
+        for name in ("lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs", "min_lr", "mixup", "cutmix"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of at least 0.")
+        for name in ("label_smoothing", "drop_path_rate", "ema_decay"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise ConfigError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
+        if self.schedule not in get_args(Schedule):
+            raise ConfigError(f"schedule={self.schedule!r} is unknown: use {' or '.join(get_args(Schedule))}.")
+        if self.warmup_epochs > self.epochs:
+            raise ConfigError(f"warmup_epochs={self.warmup_epochs} is longer than the run of {self.epochs} epochs.")
+
+    def override(self, settings: list[str]) -> Recipe:
+        """Return a copy with single fields replaced, given as ``"lr=3e-4"`` or ``"augmentation.pad=2"``.
+
+        Raises:
+            ConfigError: An unknown field (near misses are listed) or a value of the wrong type.
+        """
+        recipe = self
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise ConfigError(f"{setting!r} is not of the form field=value.")
+            outer, dot, inner = name.partition(".")
+            if dot and outer == "augmentation":
+                recipe = dataclasses.replace(recipe, augmentation=_replace_field(recipe.augmentation, inner, text))
+            else:
+                recipe = _replace_field(recipe, name, text)
+        return recipe
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as plain values, for logs and checkpoints."""
+        return dataclasses.asdict(self)
+
+
+def _replace_field(config: Any, name: str, text: str) -> Any:
+    known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "augmentation"}
+    if name not in known:
+        raise ConfigError(f"{type(config).__name__} has no field {name!r}.{did_you_mean(name, known)}")
+    try:
+        return dataclasses.replace(config, **{name: _parse(text, like=known[name])})
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"{name}={text!r}: expected a value like {known[name]!r}.") from None
+
+
+def _parse(text: str, like: Any) -> Any:
+    if isinstance(like, tuple):
+        values = tuple(_parse(part, like=like[0]) for part in text.strip("()").split(","))
+        if len(values) != len(like):
+            raise ValueError(text)
+        return values
+    return type(like)(text)
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    package = importlib.import_module("mixerzoo.train.recipes")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def get_recipe(name: str) -> Recipe:
+    """Return the named recipe.
+
+    Raises:
+        ConfigError: No such recipe; near misses are listed.
+    """
+    if name not in list_recipes():
+        raise ConfigError(
+            f"There is no recipe {name!r}.{did_you_mean(name, list_recipes())} Available: {', '.join(list_recipes())}."
+        )
+    recipe: Recipe = importlib.import_module(f"mixerzoo.train.recipes.{name}").RECIPE
+    return recipe

@@ -1,0 +1,1 @@
+"""One file a recipe; each header states what it reaches."""

@@ -1,0 +1,20 @@
+"""CIFAR-10 from scratch with Mixer-Ti/4 at 32 pixels."""
+
+from mixerzoo.data.transforms import Augmentation
+from mixerzoo.train.recipe import Recipe
+
+RECIPE = Recipe(
+    model="mixer_ti4_32",
+    epochs=32,
+    batch_size=256,
+    opt="muon",
+    lr=2e-3,
+    weight_decay=0.1,
+    momentum=0.95,
+    clip_grad=0.0,
+    schedule="linear",
+    warmup_epochs=1.0,
+    augmentation=Augmentation(crop="pad", pad=4, rand_augment="rand-m5-n1-mstd0.5-inc1"),
+    label_smoothing=0.1,
+    ema_decay=0.998,
+)

@@ -1,0 +1,198 @@
+"""Files from the Hugging Face Hub, with the user told within ten seconds when it cannot be reached."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import huggingface_hub
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from mixerzoo.errors import HubError, HubUnreachableError
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that one request for a file's metadata may wait for the server."""
+
+REACH_DEADLINE = 8.0
+"""Seconds after which the server counts as unreachable, name resolution and redirects included."""
+
+_T = TypeVar("_T")
+
+
+def split_revision(repo: str) -> tuple[str, str]:
+    """``"org/name@revision"`` -> (``"org/name"``, revision); the revision is ``"main"`` if none is given."""
+    repo_id, _, revision = repo.partition("@")
+    return repo_id, revision or "main"
+
+
+def fetch(repo: str, filename: str, *, cache_dir: str | Path | None = None) -> Path:
+    """Return a local copy of a file of a Hub repository, downloading it if the server has a newer one or we have none.
+
+    A server that cannot be reached, or that fails, is no error while the cache has the file. A freshly downloaded
+    file whose SHA-256 is not the one that the server announced is removed from the cache.
+
+    Args:
+        repo: ``"org/name"`` or ``"org/name@revision"`` (branch, tag or commit).
+        filename: Path of the file in the repository.
+        cache_dir: The Hub cache; None for huggingface_hub's own (``HF_HOME``).
+
+    Raises:
+        HubUnreachableError: The server cannot be reached, or offline mode is on, and the file is not in the cache.
+        HubError: Anything else that went wrong. Messages name repository, file and remedy.
+    """
+    repo_id, revision = split_revision(repo)
+    what = f"{filename} of the Hub repository {repo_id}" + (f" at {revision}" if revision != "main" else "")
+    cached = _in_cache(repo_id, filename, revision, cache_dir)
+    if cached is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        return cached  # a commit never changes
+    trouble = _translate(lambda: _ask_server(repo_id, filename, revision), what)
+    if isinstance(trouble, HubError):
+        if cached is not None and isinstance(trouble, HubUnreachableError):
+            return cached
+        raise trouble
+    path = _translate(
+        lambda: Path(
+            huggingface_hub.hf_hub_download(
+                repo_id,
+                filename,
+                revision=revision,
+                cache_dir=cache_dir,
+                etag_timeout=REQUEST_TIMEOUT,
+                library_name="mixerzoo",
+                library_version=_own_version(),
+            )
+        ),
+        what,
+    )
+    if isinstance(path, HubError):
+        raise path
+    if path != cached:
+        _verify(path, what)
+    return path
+
+
+def discard(path: Path) -> None:
+    """Remove a damaged file from the Hub cache (pointer and content), so that the next attempt downloads it anew."""
+    content = path.resolve()
+    path.unlink(missing_ok=True)
+    content.unlink(missing_ok=True)
+
+
+def _in_cache(repo_id: str, filename: str, revision: str, cache_dir: str | Path | None) -> Path | None:
+    try:
+        found = huggingface_hub.try_to_load_from_cache(repo_id, filename, cache_dir=cache_dir, revision=revision)
+    except HFValidationError:
+        return None  # the request that follows reports the malformed name
+    return Path(found) if isinstance(found, str) else None
+
+
+def _ask_server(repo_id: str, filename: str, revision: str) -> None:
+    """One request without retries, within the deadline: is the server there, and does it have the file?"""
+    url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
+    _within(REACH_DEADLINE, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=REQUEST_TIMEOUT))
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> None:
+    """Run ``call`` in a thread and give up on it after ``seconds``; name resolution has no timeout of its own."""
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:  # handed to the caller's thread
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:.0f} s")
+    if failure:
+        raise failure[0]
+
+
+def _translate(call: Callable[[], _T], what: str) -> _T | HubError:
+    """Run ``call``; turn what huggingface_hub raises into one sentence with a remedy."""
+    endpoint = huggingface_hub.constants.ENDPOINT
+    try:
+        return call()
+    except GatedRepoError:
+        return HubError(f"{what} is gated: accept its terms at {endpoint}, then log in with `hf auth login`.")
+    except RevisionNotFoundError:
+        return HubError(f"{what}: {endpoint} has no such revision; check the name behind the @.")
+    except RepositoryNotFoundError:
+        return HubError(
+            f"{what}: {endpoint} has no such repository, or it is private; check the name, or log in with "
+            "`hf auth login`."
+        )
+    except LocalEntryNotFoundError as error:
+        return HubUnreachableError(_unreachable(what, endpoint, error))
+    except EntryNotFoundError:
+        return HubError(f"{what}: the repository has no such file; mixerzoo loads config.json and model.safetensors.")
+    except HFValidationError as error:
+        return HubError(f"{what}: {str(error).splitlines()[0]} Write it as hf-hub:organisation/name[@revision].")
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else "an error"
+        message = f"{what}: {endpoint} answered with status {status}; try again later."
+        server_failed = isinstance(status, int) and (status >= 500 or status == 429)
+        return HubUnreachableError(message) if server_failed else HubError(message)
+    except Exception as error:  # httpx's or httpx2's errors, whichever the installed client uses, and the system's
+        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+            return HubError(f"{what} cannot be stored: {error.strerror} ({error.filename}).")
+        if "Consistency check failed" in str(error):
+            return HubError(f"{what}: the download broke off before its end; try again.")
+        return HubUnreachableError(_unreachable(what, endpoint, error))
+
+
+def _unreachable(what: str, endpoint: str, error: BaseException) -> str:
+    if huggingface_hub.constants.is_offline_mode():
+        return f"{what} is not in the cache and HF_HUB_OFFLINE is set: unset it once to download the file."
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"{what} is not in the cache and {endpoint} cannot be reached ({reason}): check the network or proxy, or load "
+        "a local file with checkpoint_path= or a local-dir: name."
+    )
+
+
+def _verify(path: Path, what: str) -> None:
+    """Compare the content with the SHA-256 in the cache's file name (the server's ETag for large files)."""
+    content = path.resolve()
+    expected = content.name
+    if not re.fullmatch(r"[0-9a-f]{64}", expected):
+        return  # small files carry no content hash; they are parsed and checked
+    with content.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+    if actual != expected:
+        discard(path)
+        raise HubError(
+            f"{what} arrived damaged (SHA-256 {actual[:12]}..., the server announced {expected[:12]}...) and was "
+            "removed from the cache: try again."
+        )
+
+
+def _sha256(file: Any) -> str:
+    """hashlib.file_digest for Python 3.10."""
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _own_version() -> str:
+    try:
+        return version("mixerzoo")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"
