@@ -79,11 +79,11 @@ def _default_cfgs() -> dict[str, Any]:
 default_cfgs = _default_cfgs()
 
 
-def _stored_config(variant: str, cfg: PretrainedCfg, arguments: dict[str, Any]) -> MixerConfig:
+def _stored_config(variant: str, cfg: PretrainedCfg, saved_arguments: dict[str, Any]) -> MixerConfig:
     """Sizes of the weights that ``cfg`` describes: the source's own, not those of the model asked for."""
     channels, *image_hw = cfg.input_size
-    given = {f.name: arguments[f.name] for f in dataclasses.fields(MixerConfig) if f.name in arguments}
-    fields = {**given, "in_chans": channels, "img_size": tuple(image_hw), "num_classes": cfg.num_classes}
+    fields = {f.name: saved_arguments[f.name] for f in dataclasses.fields(MixerConfig) if f.name in saved_arguments}
+    fields |= {"in_chans": channels, "img_size": tuple(image_hw), "num_classes": cfg.num_classes}
     return dataclasses.replace(VARIANTS[variant].config, **fields)
 
 
@@ -96,6 +96,7 @@ def build(
     cache_dir: str | Path | None = None,
     out_indices: int | tuple[int, ...] = 3,
     stored: MixerConfig | None = None,
+    pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build one variant through timm's builder.
@@ -108,6 +109,7 @@ def build(
         cache_dir: The Hub cache; None for huggingface_hub's own.
         out_indices: Layers that ``features_only=True`` returns.
         stored: Sizes of the stored weights where they are not the variant's own.
+        pretrained_model_args: The same as timm says it: arguments that the stored weights were saved with.
         **kwargs: Fields of :class:`mixerzoo.MixerConfig`, ``features_only``, ``device`` and ``dtype``, as timm's
             convention passes them.
 
@@ -136,7 +138,7 @@ def build(
             model,
             cfg,
             name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
-            stored=stored or _stored_config(variant, cfg, arguments),
+            stored=stored or _stored_config(variant, cfg, pretrained_model_args or {}),
             cache_dir=cache_dir,
             dtype=dtype,
         )

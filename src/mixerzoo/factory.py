@@ -222,7 +222,7 @@ def _registered_name(name: str) -> str:
     full_name = variant + dot + tag
     if full_name in MISLABELLED:
         truth = MISLABELLED[full_name]
-        warnings.warn(f"{name} is a wrong label and means {truth}: {MISLABEL_REASON}.", UserWarning, stacklevel=5)
+        warnings.warn(f"{name} is a wrong label and means {truth}: {MISLABEL_REASON}.", UserWarning, stacklevel=4)
         return truth
     if variant not in VARIANTS:
         near = did_you_mean(variant, VARIANTS)
@@ -254,7 +254,7 @@ def is_model(name: str) -> bool:
 
 
 def get_pretrained_cfg(name: str) -> PretrainedCfg:
-    """Timm's description of a tag (of the default tag, without one): sources, preprocessing, labels.
+    """timm's description of a tag (of the default tag, without one): sources, preprocessing, labels.
 
     Raises:
         ModelNameError: There is no such variant or tag.
@@ -263,7 +263,7 @@ def get_pretrained_cfg(name: str) -> PretrainedCfg:
 
 
 def data_config(model_or_name: nn.Module | str) -> dict[str, Any]:
-    """Timm's data config for a model (its actual image size and channels count) or a name.
+    """timm's data config for a model (its actual image size and channels count) or a name.
 
     Returns:
         ``input_size`` (channels, height, width), ``interpolation``, ``mean``, ``std``, ``crop_pct``, ``crop_mode``.

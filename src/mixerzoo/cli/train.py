@@ -34,6 +34,7 @@ def train_command(
     amp: Annotated[bool, typer.Option(help="bfloat16 autocast.")] = True,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and augment images.")] = 2,
+    half: Annotated[bool, typer.Option("--half", help="Write the final weights in float16.")] = False,
 ) -> None:
     """Train a model on a folder of images, or evaluate one with --eval-only."""
     chosen = get_recipe(recipe).override(set_ or [])
@@ -48,7 +49,15 @@ def train_command(
     classes = _open(data, TRAIN_SPLITS, None).classes
     model = factory.create_model(chosen.model, num_classes=len(classes), drop_path_rate=chosen.drop_path_rate)
     data_config = factory.data_config(model)
-    options = RunOptions(out, device=device, amp=amp, compile=compile, workers=workers, resume=resume)
+    options = RunOptions(
+        out,
+        device=device,
+        amp=amp,
+        compile=compile,
+        workers=workers,
+        resume=resume,
+        weights_dtype=torch.float16 if half else torch.float32,
+    )
     accuracy = fit(
         model,
         chosen,

@@ -39,7 +39,8 @@ class RunOptions:
         compile: Train through ``torch.compile``.
         workers: Processes that read and augment images; 0 reads in the training process.
         resume: Go on from ``out_dir``'s checkpoint if there is one.
-        progress: Show a progress bar.
+        progress: Show a progress bar (on a terminal) and a line an epoch.
+        weights_dtype: Type of the tensors in ``model.safetensors``.
     """
 
     out_dir: Path
@@ -49,6 +50,7 @@ class RunOptions:
     workers: int = 2
     resume: bool = False
     progress: bool = True
+    weights_dtype: torch.dtype = torch.float32
 
 
 class _EpochSampler(Sampler[int]):
@@ -113,7 +115,7 @@ class _Run:
             self.loader,
             desc=f"epoch {self.epoch + 1}/{self.recipe.epochs}",
             unit="step",
-            disable=not self.options.progress,
+            disable=None if self.options.progress else True,  # None: shown on a terminal only
             leave=False,
         )
         for i, (images, labels) in enumerate(bar):
@@ -195,7 +197,7 @@ class _Run:
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Timm's optimiser by name; biases and norms are exempt from weight decay.
+    """timm's optimiser by name; biases and norms are exempt from weight decay.
 
     Raises:
         ConfigError: timm does not know the name.
@@ -263,7 +265,10 @@ def fit(
         run.save()
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    weights = {
+        name: tensor.detach().to("cpu", options.weights_dtype).contiguous()
+        for name, tensor in model.state_dict().items()
+    }
     write_atomically(out_dir / "model.safetensors", lambda path: save_file(weights, path))
     if accuracy is None and eval_loader is not None:  # resumed after the last epoch
         accuracy = evaluate(model, eval_loader, device=run.device, amp=options.amp)

@@ -174,8 +174,8 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], path: Pat
 
 
 def _adapt_stem(kernel: Tensor, in_chans: int) -> Tensor:
-    """Timm's rule from any number of channels: to one by summing, to more by repeating and rescaling."""
-    stored = kernel.shape[1]
+    """timm's rule from any number of channels: to one by summing, to more by repeating and rescaling."""
+    kernel, stored = kernel.float(), kernel.shape[1]
     if stored == 3:
         adapted: Tensor = adapt_input_conv(in_chans, kernel)
         return adapted
