@@ -30,7 +30,8 @@ from mixerzoo.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run uses its machine; nothing here is meant to change the result.
+    """How a run uses its machine. The result is the same up to rounding, except that augmentation draws other random
+    numbers with another number of workers.
 
     Attributes:
         out_dir: Receives ``checkpoint.pt``, ``metrics.jsonl`` and, at the end, ``model.safetensors``.
@@ -139,7 +140,7 @@ class _Run:
             loss = self.criterion(self.forward(images), targets)
         if not torch.isfinite(loss):
             raise TrainingError(
-                f"The loss is {float(loss)} in epoch {self.epoch + 1}, step {step}. The last good state is in "
+                f"The loss is {loss.item()} in epoch {self.epoch + 1}, step {step}. The last good state is in "
                 f"{self.options.out_dir / FILE_NAME}; a lower lr or gradient clipping usually helps."
             )
         self.optimizer.zero_grad(set_to_none=True)
