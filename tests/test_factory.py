@@ -304,8 +304,8 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         create_model("mixer_ti4_32", checkpoint_path=tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="no weights file"):
         create_model("mixer_ti4_32", checkpoint_path=tmp_path / "absent.safetensors")
+    (tmp_path / "w.npz").write_bytes(b"PK")
     with pytest.raises(WeightsError, match="Flax"):
-        (tmp_path / "w.npz").write_bytes(b"PK")
         create_model("mixer_ti4_32", checkpoint_path=tmp_path / "w.npz")
 
 

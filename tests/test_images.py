@@ -190,7 +190,7 @@ def test_broken_images_name_the_file_in_one_line(tmp_path, make, model):
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on damaged metadata
 def test_random_damage_never_escapes_as_another_error(tmp_path):
     """Flip and cut bytes of several formats: an image or an ImageError, nothing else."""
-    rng = np.random.default_rng(0)
+    rng, refused = np.random.default_rng(0), 0
     for make in (make_jpeg, make_png, make_webp, make_palette_with_transparency, make_16_bit_tiff, make_exif):
         whole = make(tmp_path).read_bytes()
         target = tmp_path / f"damaged{make(tmp_path).suffix}"
@@ -200,9 +200,12 @@ def test_random_damage_never_escapes_as_another_error(tmp_path):
                 data[position] = rng.integers(256)
             target.write_bytes(data)
             try:
-                assert load_image(target).mode == "RGB"
-            except ImageError as error:
-                assert str(error).startswith(str(target))
+                mode = load_image(target).mode
+            except ImageError:
+                refused += 1
+            else:
+                assert mode == "RGB"
+    assert refused > 20
 
 
 def test_orientation_is_applied(tmp_path):
@@ -337,4 +340,3 @@ def test_real_photographs(shared_data, model):
     predictions = list(mixerzoo.predict(model, photos, top_k=1))
     assert len(predictions) == len(photos) == 12
     assert all(p.error is None for p in predictions)
-

@@ -25,13 +25,19 @@ MAY_IMPORT = {
     "factory": {"config", "errors", "zoo", "model", "weights", "entrypoints", "data"},
     "inference": {"config", "errors", "zoo", "model", "data", "factory"},
     "train": {"config", "errors", "zoo", "model", "data", "factory", "inference"},
-    "cli": {"config", "errors", "zoo", "model", "data", "factory", "inference", "train"},
+    "bench": {"config", "errors", "zoo", "model", "data", "factory"},
+    "cli": {"config", "errors", "zoo", "model", "data", "factory", "inference", "train", "bench"},
     "__main__": {"cli"},
     "__init__": {"config", "errors", "factory", "inference", "model"},
 }
 
 # Third parties that belong to one room.
-ONLY_IN = {"triton": {"kernels"}, "huggingface_hub": {"weights"}, "typer": {"cli"}, "safetensors": {"weights", "train"}}
+ONLY_IN = {
+    "triton": {"kernels"},
+    "huggingface_hub": {"weights"},
+    "typer": {"cli"},
+    "safetensors": {"weights", "train", "bench"},
+}
 
 OPTIONAL = {"onnx", "onnxruntime", "openvino", "torchao", "gradio", "webdataset", "ray", "matplotlib"}
 

@@ -203,7 +203,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, tmp_path, ema):
     recipe = dataclasses.replace(QUICK, epochs=4, ema_decay=ema)
     fit(small_model(recipe), recipe, *datasets(folder, recipe), options(tmp_path / "whole"))
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     class StopsAfterTwo(TensorDataset):
@@ -217,12 +217,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder, tmp_path, ema):
         def __getitem__(self, i):
             self.calls += 1
             if self.calls > 2 * len(self.inner):  # the third evaluation: two epochs are safe, the third is lost
-                raise Stop
+                raise StopError
             return self.inner[i]
 
     train, test = datasets(folder, recipe)
     parts = tmp_path / "parts"
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         fit(small_model(recipe), recipe, train, StopsAfterTwo(), options(parts))
     assert load_checkpoint(parts)["epoch"] == 2
     fit(small_model(recipe), recipe, train, test, options(parts, resume=True))
@@ -298,7 +298,8 @@ def test_evaluate_counts():
         def forward(self, x):
             return x
 
-    logits = torch.tensor([[0.9, 0.1, 0, 0, 0, 0], [0.1, 0.9, 0, 0, 0, 0.2], [6.0, 5, 4, 3, 2, 1], [6.0, 5, 4, 3, 2, 1]])
+    falling = [6.0, 5, 4, 3, 2, 1]
+    logits = torch.tensor([[0.9, 0.1, 0, 0, 0, 0], [0.1, 0.9, 0, 0, 0, 0.2], falling, falling])
     labels = torch.tensor([0, 0, 5, 4])
     model = Table().train()
     accuracy = evaluate(model, DataLoader(TensorDataset(logits, labels), batch_size=3))
@@ -328,7 +329,7 @@ def test_folders_without_data(tmp_path, prepare, message):
 
 
 def test_classes_must_agree(folder):
-    with pytest.raises(DataError, match="blue, red.*expected"):
+    with pytest.raises(DataError, match=r"blue, red.*expected"):
         open_folder(folder, EVAL_SPLITS, lambda image: image, ["red", "blue"])
 
 

@@ -240,8 +240,10 @@ class Mixer(nn.Module):
 
         Embedding and dense kernels LeCun normal truncated at two standard deviations (variance 1 / fan_in), biases 0,
         LayerNorms 1 and 0, the head's kernel 0 and its bias ``config.head_bias`` (Flax's defaults;
-        ``vit_jax/models_mixer.py``). Parameters on the meta device are left as they are.
+        ``vit_jax/models_mixer.py``). A model on the meta device has nothing to initialise.
         """
+        if self.stem.proj.weight.is_meta:
+            return
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 lecun_normal_(module.weight)

@@ -8,12 +8,12 @@ import warnings
 
 import typer
 
-from mixerzoo.cli import models, predict, train
+from mixerzoo.cli import bench, models, predict, train
 from mixerzoo.errors import MixerzooError
 
 app = typer.Typer(
     name="mixerzoo",
-    help="MLP-Mixer in PyTorch: list, inspect, predict, train.",
+    help="MLP-Mixer in PyTorch: list, inspect, predict, train, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -22,6 +22,7 @@ app.command("list")(models.list_command)
 app.command("info")(models.info_command)
 app.command("predict")(predict.predict_command)
 app.command("train")(train.train_command)
+app.command("bench")(bench.bench_command)
 
 
 def main() -> None:

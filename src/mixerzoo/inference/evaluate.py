@@ -57,7 +57,9 @@ def evaluate(
     model.eval()
     top1 = top5 = count = 0
     try:
-        for images, labels in tqdm(batches, desc="evaluate", unit="batch", disable=None if progress else True, leave=False):
+        for images, labels in tqdm(
+            batches, desc="evaluate", unit="batch", disable=None if progress else True, leave=False
+        ):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = model(images)

@@ -30,8 +30,9 @@ from mixerzoo.train.recipe import Recipe
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How a run uses its machine. The result is the same up to rounding, except that augmentation draws other random
-    numbers with another number of workers.
+    """How a run uses its machine.
+
+    None of it is meant to change the result, but augmentation draws other random numbers with other ``workers``.
 
     Attributes:
         out_dir: Receives ``checkpoint.pt``, ``metrics.jsonl`` and, at the end, ``model.safetensors``.

@@ -1,0 +1,1 @@
+"""Measurements: each figure with its circumstances, each target as a ratio within one run."""
