@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -29,7 +30,8 @@ REQUEST_TIMEOUT = 5.0
 REACH_DEADLINE = 8.0
 """Seconds after which the server counts as unreachable, name resolution and redirects included."""
 
-_T = TypeVar("_T")
+DOWNLOAD_ATTEMPTS = 3
+"""How often a download that breaks off is taken up again (newer clients also try on their own)."""
 
 
 def split_revision(repo: str) -> tuple[str, str]:
@@ -58,27 +60,14 @@ def fetch(repo: str, filename: str, *, cache_dir: str | Path | None = None) -> P
     cached = _in_cache(repo_id, filename, revision, cache_dir)
     if cached is not None and re.fullmatch(r"[0-9a-f]{40}", revision):
         return cached  # a commit never changes
-    trouble = _translate(lambda: _ask_server(repo_id, filename, revision), what)
-    if isinstance(trouble, HubError):
-        if cached is not None and isinstance(trouble, HubUnreachableError):
+    try:
+        with _explained(what):
+            _ask_server(repo_id, filename, revision)
+    except HubUnreachableError:
+        if cached is not None:
             return cached
-        raise trouble
-    path = _translate(
-        lambda: Path(
-            huggingface_hub.hf_hub_download(
-                repo_id,
-                filename,
-                revision=revision,
-                cache_dir=cache_dir,
-                etag_timeout=REQUEST_TIMEOUT,
-                library_name="mixerzoo",
-                library_version=_own_version(),
-            )
-        ),
-        what,
-    )
-    if isinstance(path, HubError):
-        raise path
+        raise
+    path = _download(repo_id, filename, revision, cache_dir, what)
     if path != cached:
         _verify(path, what)
     return path
@@ -105,6 +94,27 @@ def _ask_server(repo_id: str, filename: str, revision: str) -> None:
     _within(REACH_DEADLINE, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=REQUEST_TIMEOUT))
 
 
+def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path | None, what: str) -> Path:
+    """Download into the Hub cache; what broke off is taken up again where it ended."""
+    for attempt in range(1, DOWNLOAD_ATTEMPTS + 1):
+        try:
+            with _explained(what):
+                path = huggingface_hub.hf_hub_download(
+                    repo_id,
+                    filename,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    etag_timeout=REQUEST_TIMEOUT,
+                    library_name="mixerzoo",
+                    library_version=_own_version(),
+                )
+            break
+        except HubUnreachableError:
+            if attempt == DOWNLOAD_ATTEMPTS:
+                raise
+    return Path(path)
+
+
 def _within(seconds: float, call: Callable[[], Any]) -> None:
     """Run ``call`` in a thread and give up on it after ``seconds``; name resolution has no timeout of its own."""
     failure: list[BaseException] = []
@@ -124,37 +134,42 @@ def _within(seconds: float, call: Callable[[], Any]) -> None:
         raise failure[0]
 
 
-def _translate(call: Callable[[], _T], what: str) -> _T | HubError:
-    """Run ``call``; turn what huggingface_hub raises into one sentence with a remedy."""
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence with a remedy."""
     endpoint = huggingface_hub.constants.ENDPOINT
     try:
-        return call()
+        yield
     except GatedRepoError:
-        return HubError(f"{what} is gated: accept its terms at {endpoint}, then log in with `hf auth login`.")
+        raise HubError(f"{what} is gated: accept its terms at {endpoint}, then log in with `hf auth login`.") from None
     except RevisionNotFoundError:
-        return HubError(f"{what}: {endpoint} has no such revision; check the name behind the @.")
+        raise HubError(f"{what}: {endpoint} has no such revision; check the name behind the @.") from None
     except RepositoryNotFoundError:
-        return HubError(
+        raise HubError(
             f"{what}: {endpoint} has no such repository, or it is private; check the name, or log in with "
             "`hf auth login`."
-        )
+        ) from None
     except LocalEntryNotFoundError as error:
-        return HubUnreachableError(_unreachable(what, endpoint, error))
+        raise HubUnreachableError(_unreachable(what, endpoint, error)) from None
     except EntryNotFoundError:
-        return HubError(f"{what}: the repository has no such file; mixerzoo loads config.json and model.safetensors.")
+        raise HubError(
+            f"{what}: the repository has no such file; mixerzoo loads config.json and model.safetensors."
+        ) from None
     except HFValidationError as error:
-        return HubError(f"{what}: {str(error).splitlines()[0]} Write it as hf-hub:organisation/name[@revision].")
+        raise HubError(
+            f"{what}: {str(error).splitlines()[0]} Write it as hf-hub:organisation/name[@revision]."
+        ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
         message = f"{what}: {endpoint} answered with status {status}; try again later."
         server_failed = isinstance(status, int) and (status >= 500 or status == 429)
-        return HubUnreachableError(message) if server_failed else HubError(message)
+        raise (HubUnreachableError(message) if server_failed else HubError(message)) from None
     except Exception as error:  # httpx's or httpx2's errors, whichever the installed client uses, and the system's
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            return HubError(f"{what} cannot be stored: {error.strerror} ({error.filename}).")
+            raise HubError(f"{what} cannot be stored: {error.strerror} ({error.filename}).") from None
         if "Consistency check failed" in str(error):
-            return HubError(f"{what}: the download broke off before its end; try again.")
-        return HubUnreachableError(_unreachable(what, endpoint, error))
+            raise HubError(f"{what}: the download broke off before its end; try again.") from None
+        raise HubUnreachableError(_unreachable(what, endpoint, error)) from None
 
 
 def _unreachable(what: str, endpoint: str, error: BaseException) -> str:
@@ -173,22 +188,17 @@ def _verify(path: Path, what: str) -> None:
     expected = content.name
     if not re.fullmatch(r"[0-9a-f]{64}", expected):
         return  # small files carry no content hash; they are parsed and checked
+    digest = hashlib.sha256()
     with content.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    actual = digest.hexdigest()
     if actual != expected:
         discard(path)
         raise HubError(
             f"{what} arrived damaged (SHA-256 {actual[:12]}..., the server announced {expected[:12]}...) and was "
             "removed from the cache: try again."
         )
-
-
-def _sha256(file: Any) -> str:
-    """hashlib.file_digest for Python 3.10."""
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _own_version() -> str:
