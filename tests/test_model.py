@@ -108,6 +108,20 @@ def test_blocks_and_logits_equal_the_float64_reference(act, geometry, scale):
     assert relative_error(logits, expected_logits) <= FP32_TOLERANCE
 
 
+@pytest.mark.parametrize("act", ["tanh", "erf"])
+def test_a_whole_variant_equals_the_float64_reference(act):
+    """Mixer-S/32 at its real size, in fp32: rounding does not pile up over the layers."""
+    model = randomise(Mixer.from_config(dataclasses.replace(PRESETS["mixer_s32"], act=act))).eval()
+    images = images_for(model.config, n=1)
+    with torch.no_grad():
+        _, blocks = model.forward_intermediates(images, output_fmt="NLC")
+        logits = model(images)
+    expected_blocks, expected_logits = reference.mixer(model.state_dict(), images, patch=32, act=act)
+    for actual, expected in zip(blocks, expected_blocks, strict=True):
+        assert relative_error(actual, expected) <= FP32_TOLERANCE
+    assert relative_error(logits, expected_logits) <= FP32_TOLERANCE
+
+
 def test_reference_tells_the_flavours_apart():
     """The comparison above would notice the wrong GELU, a wrong eps and a lost bias."""
     model = randomise(Mixer(**TINY, act="tanh")).eval()

@@ -12,6 +12,7 @@ from torch import nn
 from tqdm import tqdm
 
 from mixerzoo import factory
+from mixerzoo.cli.device import usable_device
 from mixerzoo.data.images import find_images
 from mixerzoo.errors import HubUnreachableError
 from mixerzoo.inference.predict import Prediction, predict
@@ -34,8 +35,8 @@ def predict_command(
 
     Exit status 1 if any image could not be read; the others are predicted all the same.
     """
-    images = find_images(paths)
-    classifier = _load(model).to(device)
+    images, target = find_images(paths), usable_device(device)
+    classifier = _load(model).to(target)
     failed = 0
     predictions = predict(classifier, images, top_k=top_k, batch_size=batch_size)
     for prediction in tqdm(predictions, total=len(images), unit="image", disable=None if len(images) > 1 else True):

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from mixerzoo import factory
+from mixerzoo.cli.device import usable_device
 from mixerzoo.data.folder import EVAL_SPLITS, TRAIN_SPLITS, open_folder
 from mixerzoo.data.transforms import train_transform
 from mixerzoo.errors import ConfigError
@@ -38,6 +39,7 @@ def train_command(
 ) -> None:
     """Train a model on a folder of images, or evaluate one with --eval-only."""
     chosen = get_recipe(recipe).override(set_ or [])
+    usable_device(device)
     if eval_only:
         _report(_evaluate(chosen, data, checkpoint, device, amp, workers))
         return
