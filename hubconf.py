@@ -1,32 +1,21 @@
 """torch.hub entry points: ``torch.hub.load("organisation/mixerzoo", "mixer_b16", pretrained=True)``.
 
-Arguments are those of ``mixerzoo.create_model``.
+Arguments are those of ``mixerzoo.create_model``. Whatever is public here is an entry point.
 """
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import sys as _sys
+from functools import partial as _partial
+from pathlib import Path as _Path
 
-from torch import nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parent / "src"))
+_sys.path.insert(0, str(_Path(__file__).resolve().parent / "src"))
 try:
-    from mixerzoo import create_model
-    from mixerzoo.config import PRESETS
+    from mixerzoo import create_model as _create_model
+    from mixerzoo.config import PRESETS as _PRESETS
 finally:
-    sys.path.pop(0)
+    _sys.path.pop(0)
 
 dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub"]
 
-
-def _entrypoint(variant: str) -> Callable[..., nn.Module]:
-    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create_model(variant, pretrained, **kwargs)
-
-    entrypoint.__name__ = variant
-    entrypoint.__doc__ = f"Create {variant}; arguments are those of mixerzoo.create_model."
-    return entrypoint
-
-
-globals().update({variant: _entrypoint(variant) for variant in PRESETS})
+for _variant in _PRESETS:
+    globals()[_variant] = _partial(_create_model, _variant)
+    globals()[_variant].__doc__ = _create_model.__doc__

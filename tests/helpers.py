@@ -1,5 +1,6 @@
 """Small things that several tests need."""
 
+import json
 import os
 import subprocess
 import sys
@@ -42,6 +43,51 @@ def state_of(model):
 def save_state(model, path):
     save_file(state_of(model), path)
     return Path(path)
+
+
+TINY_TIMM_ARGS = {
+    "img_size": 32,
+    "num_blocks": 2,
+    "embed_dim": 16,
+    "mlp_ratio": [0.5, 4.0],
+    "patch_size": 16,
+}
+
+
+def write_folder(path, model, *, architecture="mixer_b16_224", tag="someones", **extra):
+    """A folder as timm saves it, with a tiny Mixer in it."""
+    path.mkdir()
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": TINY_TIMM_ARGS,
+        "pretrained_cfg": {
+            "tag": tag,
+            "custom_load": False,
+            "input_size": [model.in_chans, *model.config.image_hw],
+            "fixed_input_size": True,
+            "interpolation": "bilinear",
+            "crop_pct": 0.9,
+            "crop_mode": "center",
+            "mean": [0.1, 0.2, 0.3],
+            "std": [0.5, 0.5, 0.5],
+            "num_classes": model.num_classes,
+            "pool_size": None,
+            "first_conv": "stem.proj",
+            "classifier": "head",
+        },
+    } | extra
+    (path / "config.json").write_text(json.dumps(config))
+    save_state(model, path / "model.safetensors")
+    return path
+
+
+def assert_same_state(a, b):
+    left, right = state_of(a), state_of(b)
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
 
 
 def relative_error(actual, reference):

@@ -10,9 +10,8 @@ import time
 import huggingface_hub
 import pytest
 import torch
-from helpers import TINY, randomise, run_cli, save_state, state_of
+from helpers import TINY, assert_same_state, randomise, run_cli, save_state, state_of, write_folder
 from hub_server import MAIN_COMMIT
-from test_factory import assert_same_state, write_folder
 
 from mixerzoo import Mixer, create_model
 from mixerzoo.errors import HubError, HubUnreachableError, WeightsError
@@ -205,6 +204,54 @@ def test_damaged_weights_are_noticed_and_removed(hub, files, cache, tiny):
     assert_same_state(load(cache), tiny)
 
 
+def test_content_that_the_client_links_elsewhere_is_checked_and_kept(hub, files, cache, tiny):
+    """Newer clients move downloaded content into a store shared by all repositories and link to it."""
+    hub.add(REPO, files)
+    path = hub_module.fetch(REPO, "model.safetensors", cache_dir=cache)
+    blob = path.parent / path.readlink()
+    store = cache / "blobs" / "ff" / ("f" * 64)
+    store.parent.mkdir(parents=True)
+    blob.rename(store)
+    blob.symlink_to(store)
+    assert_same_state(load(cache), tiny)
+    hub_module.discard(path)
+    assert not path.is_symlink()
+    assert not blob.is_symlink()
+    assert not store.exists()
+
+
+def test_damage_is_noticed_without_links_too(hub, files, cache, monkeypatch):
+    """Where the file system has no symbolic links the cache holds plain files under their own names."""
+    import hashlib
+
+    from huggingface_hub import file_download
+
+    monkeypatch.setattr(file_download, "are_symlinks_supported", lambda *a, **k: False)
+    good = files["model.safetensors"]
+    flipped = good[:-1] + bytes([good[-1] ^ 1])
+    announced = {"model.safetensors": hashlib.sha256(good).hexdigest()}
+    hub.add(REPO, files | {"model.safetensors": flipped}, announce=announced)
+    with pytest.raises(HubError, match="arrived damaged"):
+        load(cache)
+
+
+def test_another_architecture_is_refused_and_left_in_the_cache(hub, files, cache):
+    config = json.loads(files["config.json"]) | {"architecture": "resnet50"}
+    hub.add(REPO, {"config.json": json.dumps(config).encode()})
+    with pytest.raises(WeightsError, match="'resnet50' is not an MLP-Mixer"):
+        load(cache)
+    assert list(cache.rglob("config.json"))
+
+
+def test_a_programming_error_is_not_called_a_network_error(cache, monkeypatch):
+    def broken(*args, **kwargs):
+        raise TypeError("unexpected keyword")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", broken)
+    with pytest.raises(TypeError, match="unexpected keyword"):
+        load(cache)
+
+
 def test_weights_that_are_no_safetensors_are_removed(hub, files, cache, tiny):
     repository = hub.add(REPO, files | {"model.safetensors": b"<html>not found</html>"})
     with pytest.raises(HubError, match="damaged and was removed from the cache"):
@@ -227,6 +274,7 @@ def test_damaged_configuration_is_removed(hub, files, cache, tiny):
     repository = hub.add(REPO, files | {"config.json": b"{"})
     with pytest.raises(WeightsError, match=f"config.json of hf-hub:{REPO} is not valid JSON"):
         load(cache)
+    assert not list(cache.rglob("config.json"))
     repository.commits[MAIN_COMMIT]["config.json"] = files["config.json"]
     assert_same_state(load(cache), tiny)
 

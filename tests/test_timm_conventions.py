@@ -152,7 +152,7 @@ def test_groups_for_layer_decay_cover_every_parameter_once():
 
 
 def test_registered_without_disturbing_timms_own():
-    assert set(timm.list_models(module="entrypoints")) == set(PRESETS)
+    assert set(timm.list_models(module="timm_registry")) == set(PRESETS)
     assert timm.is_model("mixer_b16_224")
     assert type(timm.create_model("mixer_b16_224", device="meta")).__module__ == "timm.models.mlp_mixer"
     assert isinstance(timm.create_model("mixer_b16", device="meta"), mixerzoo.Mixer)

@@ -2,9 +2,11 @@
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import MixerzooError
-from mixerzoo.factory import create_model, create_transform, get_pretrained_cfg, is_model, labels, list_models
+from mixerzoo.factory import create_model, create_transform
 from mixerzoo.inference.predict import Prediction, predict
+from mixerzoo.label_names import labels
 from mixerzoo.model import Mixer, MixerBlock
+from mixerzoo.names import get_pretrained_cfg, is_model, list_models
 
 __version__ = "0.1.0"
 

@@ -6,11 +6,13 @@ of the channel-mixing MLP.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
 
+from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.errors import ConfigError
 
 Gelu = Literal["tanh", "erf"]
@@ -68,28 +70,24 @@ class MixerConfig:
     def __post_init__(self) -> None:
         """Validate every field once."""
         for name in ("patch_size", "in_chans", "embed_dim", "depth", "tokens_mlp_dim", "channels_mlp_dim"):
-            _check_int(name, getattr(self, name), minimum=1)
-        _check_int("num_classes", self.num_classes, minimum=0)
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("num_classes", self.num_classes, minimum=0)
         for name in ("drop_rate", "drop_path_rate"):
-            rate = getattr(self, name)
-            if not (_is_number(rate) and 0.0 <= rate < 1.0):
-                raise ConfigError(f"{name}={rate!r} is not a probability: give a number in [0, 1).")
-        if not (_is_number(self.norm_eps) and self.norm_eps > 0.0):
-            raise ConfigError(f"norm_eps={self.norm_eps!r} must be a positive number; the official value is 1e-6.")
-        if not _is_number(self.head_bias):
-            raise ConfigError(f"head_bias={self.head_bias!r} must be a number; the official value is 0.")
+            check_number(name, getattr(self, name), minimum=0.0, below=1.0)
+        check_number("norm_eps", self.norm_eps, minimum=sys.float_info.min)
+        check_number("head_bias", self.head_bias)
         if not isinstance(self.drop_path_rescale, bool):
             raise ConfigError(f"drop_path_rescale={self.drop_path_rescale!r} must be True or False.")
-        _check_choice("act", self.act, get_args(Gelu))
-        _check_choice("global_pool", self.global_pool, get_args(GlobalPool))
+        check_choice("act", self.act, get_args(Gelu))
+        check_choice("global_pool", self.global_pool, get_args(GlobalPool))
         self._check_image_size()
 
     def _check_image_size(self) -> None:
-        sides = (self.img_size, self.img_size) if isinstance(self.img_size, int) else self.img_size
-        if not (isinstance(sides, tuple | list) and len(sides) == 2):
+        sides = self.img_size if isinstance(self.img_size, tuple) else (self.img_size, self.img_size)
+        if len(sides) != 2:
             raise ConfigError(f"img_size={self.img_size!r} must be one integer or a (height, width) pair.")
         for side in sides:
-            _check_int("img_size", side, minimum=1)
+            check_integer("img_size", side, minimum=1)
             if side < self.patch_size:
                 raise ConfigError(
                     f"img_size={self.img_size!r} is smaller than one patch of {self.patch_size} pixels: give an image "
@@ -127,18 +125,12 @@ class MixerConfig:
         return stem + self.depth * (token_mixing + channel_mixing) + head
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _check_int(name: str, value: object, *, minimum: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}={value!r} must be an integer of at least {minimum}.")
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}={value!r} is unknown: use {' or '.join(repr(c) for c in choices)}.")
+def image_size(size: object) -> int | tuple[int, int]:
+    """The one spelling of an image size: an integer for a square, else a (height, width) tuple."""
+    if isinstance(size, list | tuple) and len(size) == 2:
+        height, width = size
+        return height if height == width else (height, width)
+    return size  # type: ignore[return-value]  # MixerConfig refuses what is no integer
 
 
 def _preset(size: Literal["s", "b", "l", "h"], patch_size: int) -> MixerConfig:

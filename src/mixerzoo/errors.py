@@ -18,12 +18,20 @@ class ModelNameError(MixerzooError, ValueError):
     """A model, weight tag or source that does not exist."""
 
 
+class LabelsUnknownError(MixerzooError, LookupError):
+    """A model whose classes have no known names."""
+
+
 class InputSizeError(MixerzooError, ValueError):
     """A batch of images whose channels, height or width are not the model's."""
 
 
 class WeightsError(MixerzooError, RuntimeError):
     """Weights that are absent, damaged, unsafe, or do not fit the model."""
+
+
+class DamagedFileError(WeightsError):
+    """A file whose content cannot be parsed at all; a copy in the Hub cache is removed."""
 
 
 class HubError(WeightsError):

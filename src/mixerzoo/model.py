@@ -20,7 +20,7 @@ from timm.layers import DropPath, lecun_normal_
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixerzoo.config import Gelu, GlobalPool, MixerConfig
+from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.errors import ConfigError, InputSizeError
 
 
@@ -180,7 +180,7 @@ class Mixer(nn.Module):
     ):
         super().__init__()
         config = MixerConfig(
-            img_size=img_size,
+            img_size=image_size(img_size),
             patch_size=patch_size,
             in_chans=in_chans,
             num_classes=num_classes,
@@ -217,8 +217,7 @@ class Mixer(nn.Module):
         cls, config: MixerConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Mixer:
         """Build the model that ``config`` describes."""
-        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-        return cls(**fields, device=device, dtype=dtype)
+        return cls(**dataclasses.asdict(config), device=device, dtype=dtype)
 
     @property
     def num_classes(self) -> int:
@@ -336,6 +335,8 @@ class Mixer(nn.Module):
         """Drop what the chosen intermediate outputs do not need (timm's convention); return their indices."""
         take = _take_indices(len(self.blocks), indices)
         self.blocks = self.blocks[: max(take) + 1]
+        self.feature_info = self.feature_info[: len(self.blocks)]
+        self.config = dataclasses.replace(self.config, depth=len(self.blocks))
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:

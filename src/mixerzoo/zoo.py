@@ -56,14 +56,17 @@ class Variant:
     Attributes:
         name: Its name in ``create_model``.
         title: Its name in the paper.
-        config: Its sizes at the native image size.
         note: What a user should know before choosing it.
     """
 
     name: str
     title: str
-    config: MixerConfig
     note: str = ""
+
+    @property
+    def config(self) -> MixerConfig:
+        """Its sizes at the native image size."""
+        return PRESETS[self.name]
 
 
 @dataclass(frozen=True)
@@ -114,24 +117,22 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         variant.name: variant
         for variant in (
-            Variant("mixer_s32", "Mixer-S/32", PRESETS["mixer_s32"]),
-            Variant("mixer_s16", "Mixer-S/16", PRESETS["mixer_s16"]),
-            Variant("mixer_s8", "Mixer-S/8", PRESETS["mixer_s8"], "Released with GSAM; not in the Mixer paper."),
-            Variant("mixer_b32", "Mixer-B/32", PRESETS["mixer_b32"]),
+            Variant("mixer_s32", "Mixer-S/32"),
+            Variant("mixer_s16", "Mixer-S/16"),
+            Variant("mixer_s8", "Mixer-S/8", "Released with GSAM; not in the Mixer paper."),
+            Variant("mixer_b32", "Mixer-B/32"),
             Variant(
                 "mixer_b16",
                 "Mixer-B/16",
-                PRESETS["mixer_b16"],
                 "The default tag is the paper's ImageNet-1k model; mixer_b16.miil_in21k_ft_in1k scores higher "
                 "(82.3 % ImageNet top-1).",
             ),
-            Variant("mixer_l32", "Mixer-L/32", PRESETS["mixer_l32"], "No weights were ever released."),
-            Variant("mixer_l16", "Mixer-L/16", PRESETS["mixer_l16"]),
-            Variant("mixer_h14", "Mixer-H/14", PRESETS["mixer_h14"], "No weights were ever released."),
+            Variant("mixer_l32", "Mixer-L/32", "No weights were ever released."),
+            Variant("mixer_l16", "Mixer-L/16"),
+            Variant("mixer_h14", "Mixer-H/14", "No weights were ever released."),
             Variant(
                 "mixer_ti4_32",
                 "Mixer-Ti/4",
-                PRESETS["mixer_ti4_32"],
                 "This project's own small variant for 32-pixel images; its weights ship with the package.",
             ),
         )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mixerzoo import factory
+from mixerzoo import names
 from mixerzoo.config import MixerConfig
 from mixerzoo.model import Mixer
 from mixerzoo.zoo import DEFAULT_TAGS, VARIANTS, WEIGHTS, WeightTag
@@ -17,12 +17,12 @@ def list_command(
     pretrained: Annotated[bool, typer.Option("--pretrained", help="List every released checkpoint.")] = False,
 ) -> None:
     """List models, or released checkpoints with --pretrained."""
-    names = factory.list_models(filter, pretrained=pretrained)
-    if not names:
+    found = names.list_models(filter, pretrained=pretrained)
+    if not found:
         typer.echo(f"No model matches {filter!r}.", err=True)
         raise typer.Exit(1)
-    width = max(map(len, names))
-    for name in names:
+    width = max(map(len, found))
+    for name in found:
         variant, _, tag = name.partition(".")
         row = WEIGHTS.get(name)
         if row is not None:
@@ -33,34 +33,41 @@ def list_command(
             tags = sum(row.variant == variant for row in WEIGHTS.values())
             typer.echo(
                 f"{name:{width}}  {_parameters(config) / 1e6:6.1f} M parameters  {config.multiply_adds / 1e9:7.2f} G "
-                f"multiply-adds  {tags} checkpoint{'s' * (tags != 1)}"
+                f"multiply-adds  {tags} released weights"
             )
 
 
 def info_command(
-    name: Annotated[str, typer.Argument(help="A variant or a tag, for instance mixer_b16 or mixer_b16.goog_in1k.")],
+    name: Annotated[str, typer.Argument(help="Any model name, for instance mixer_b16 or mixer_b16.goog_in1k.")],
 ) -> None:
     """Show sizes, sources, licence and published scores."""
-    cfg = factory.get_pretrained_cfg(name)
-    variant = VARIANTS[str(cfg.architecture)]
-    config = variant.config
+    resolved = names.resolve(name)
+    variant = VARIANTS[resolved.variant]
+    config = resolved.stored or variant.config
     rows, columns = config.grid_size
+    height, width = config.image_hw
     lines = [
         f"{variant.name}: {variant.title}",
-        f"  image            {config.image_hw[0]} x {config.image_hw[1]} pixels, patches of {config.patch_size} "
-        f"({rows} x {columns} = {config.num_tokens} tokens)",
+        f"  image            {height} x {width} pixels, {config.in_chans} channels",
+        f"  patches          {config.patch_size} pixels, {rows} x {columns} = {config.num_tokens} tokens",
         f"  layers           {config.depth}",
         f"  channels         {config.embed_dim}",
         f"  MLP widths       {config.tokens_mlp_dim} across tokens, {config.channels_mlp_dim} across channels",
         f"  parameters       {_parameters(config):,} with {config.num_classes} classes",
         f"  multiply-adds    {config.multiply_adds:,} an image",
     ]
+    if resolved.stored is not None:
+        lines += [f"  GELU             {config.act}", f"  source           {name}"]
+        typer.echo("\n".join(lines))
+        return
     if variant.note:
         lines.append(f"  note             {variant.note}")
-    named = [row for row in WEIGHTS.values() if row.variant == variant.name and ("." not in name or row.tag == cfg.tag)]
-    for row in named:
+    tags = [row for row in WEIGHTS.values() if row.variant == variant.name]
+    if "." in name:
+        tags = [row for row in tags if row.tag == resolved.cfg.tag]
+    for row in tags:
         lines += ["", *_tag_lines(row)]
-    if not named:
+    if not tags:
         lines += ["", f"No released weights. Variants that have some: {', '.join(DEFAULT_TAGS)}."]
     typer.echo("\n".join(lines))
 

@@ -16,6 +16,7 @@ from mixerzoo.cli.device import usable_device
 from mixerzoo.data.images import find_images
 from mixerzoo.errors import HubUnreachableError
 from mixerzoo.inference.predict import Prediction, predict
+from mixerzoo.label_names import labels
 
 DEFAULT_MODEL = "mixer_b16.goog_in1k"
 BUILT_IN_MODEL = "mixer_ti4_32.cifar10"
@@ -54,7 +55,7 @@ def _load(name: str | None) -> nn.Module:
     try:
         return factory.create_model(DEFAULT_MODEL, pretrained=True)
     except HubUnreachableError as error:
-        classes = ", ".join(factory.labels(BUILT_IN_MODEL))
+        classes = ", ".join(labels(BUILT_IN_MODEL))
         typer.echo(
             f"note: using the small built-in model {BUILT_IN_MODEL}, which knows only 10 classes ({classes}), because "
             f"the default model {DEFAULT_MODEL} cannot be had: {error}",

@@ -7,18 +7,13 @@ from typing import Annotated
 
 import torch
 import typer
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.datasets import ImageFolder
 
-from mixerzoo import factory
 from mixerzoo.cli.device import usable_device
-from mixerzoo.data.folder import EVAL_SPLITS, TRAIN_SPLITS, open_folder
-from mixerzoo.data.transforms import train_transform
 from mixerzoo.errors import ConfigError
-from mixerzoo.inference.evaluate import Accuracy, evaluate
-from mixerzoo.train.loop import RunOptions, fit
-from mixerzoo.train.recipe import Recipe, get_recipe
+from mixerzoo.inference.evaluate import Accuracy
+from mixerzoo.train.loop import RunOptions
+from mixerzoo.train.recipe import get_recipe
+from mixerzoo.train.run import evaluate_folder, train
 
 
 def train_command(
@@ -28,8 +23,8 @@ def train_command(
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints, metrics and weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last finished epoch in --out.")] = False,
     eval_only: Annotated[bool, typer.Option("--eval-only", help="Evaluate weights instead of training.")] = False,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Safetensors file to evaluate; without it, the variant's default weights.")
+    model: Annotated[
+        str | None, typer.Option(help="What to evaluate, for instance local-dir:runs/1; else the recipe's variant.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to run, for instance cpu or cuda.")] = "cpu",
     amp: Annotated[bool, typer.Option(help="bfloat16 autocast.")] = True,
@@ -39,56 +34,24 @@ def train_command(
 ) -> None:
     """Train a model on a folder of images, or evaluate one with --eval-only."""
     chosen = get_recipe(recipe).override(set_ or [])
-    usable_device(device)
-    if eval_only:
-        _report(_evaluate(chosen, data, checkpoint, device, amp, workers))
-        return
-    if out is None:
+    if not eval_only and out is None:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
-    if checkpoint is not None:
-        raise ConfigError("--checkpoint is for --eval-only; to go on with a run use --resume.")
-    torch.manual_seed(chosen.seed)
-    classes = _open(data, TRAIN_SPLITS, None).classes
-    model = factory.create_model(chosen.model, num_classes=len(classes), drop_path_rate=chosen.drop_path_rate)
-    data_config = factory.data_config(model)
+    if not eval_only and model is not None:
+        raise ConfigError("--model is for --eval-only; the variant to train is the recipe's: --set model=NAME.")
     options = RunOptions(
-        out,
-        device=device,
+        out or Path(),
+        device=str(usable_device(device)),
         amp=amp,
         compile=compile,
         workers=workers,
         resume=resume,
         weights_dtype=torch.float16 if half else torch.float32,
     )
-    accuracy = fit(
-        model,
-        chosen,
-        open_folder(data, TRAIN_SPLITS, train_transform(data_config, chosen.augmentation)),
-        open_folder(data, EVAL_SPLITS, factory.create_transform(model), classes),
-        options,
-    )
-    if accuracy is not None:
-        _report(accuracy)
-    typer.echo(f"weights: {out / 'model.safetensors'}")
-
-
-def _open(data: Path, splits: tuple[str, ...], classes: list[str] | None) -> ImageFolder:
-    return open_folder(data, splits, lambda image: image, classes)
-
-
-def _evaluate(recipe: Recipe, data: Path, checkpoint: Path | None, device: str, amp: bool, workers: int) -> Accuracy:
-    classes = _open(data, EVAL_SPLITS, None).classes
-    model: nn.Module = factory.create_model(
-        recipe.model,
-        pretrained=checkpoint is None,
-        num_classes=len(classes) if checkpoint is not None else None,
-        checkpoint_path=checkpoint,
-    )
-    if model.num_classes != len(classes):
-        raise ConfigError(f"The model has {model.num_classes} classes, the data in {data} has {len(classes)}.")
-    dataset = open_folder(data, EVAL_SPLITS, factory.create_transform(model))
-    loader = DataLoader(dataset, batch_size=512, num_workers=workers)
-    return evaluate(model.to(device), loader, device=device, amp=amp, progress=True)
+    if eval_only:
+        _report(evaluate_folder(model or chosen.model, data, options))
+    else:
+        _report(train(chosen, data, options))
+        typer.echo(f"model: local-dir:{out}")
 
 
 def _report(accuracy: Accuracy) -> None:

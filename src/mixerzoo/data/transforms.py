@@ -10,8 +10,11 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 from torchvision import transforms
 
+from mixerzoo.checks import check_choice, check_integer, check_number
+from mixerzoo.errors import ConfigError
+
 MAX_ASPECT = 8
-"""Longer images are cut to this aspect ratio before they are resized; the centre crop never sees the rest."""
+"""Longer images are cut to this aspect ratio before they are resized for a centre crop, which never sees the rest."""
 
 
 class LimitAspect:
@@ -43,6 +46,9 @@ class Augmentation:
         hflip: Probability of a horizontal flip.
         rand_augment: timm's RandAugment string, for instance ``"rand-m9-n2-mstd0.5-inc1"``; empty for none.
         random_erasing: Probability of timm's random erasing.
+
+    Raises:
+        ConfigError: A value that cannot be used; the message names it.
     """
 
     crop: Literal["inception", "pad"] = "inception"
@@ -51,6 +57,16 @@ class Augmentation:
     hflip: float = 0.5
     rand_augment: str = ""
     random_erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Validate every field once."""
+        check_choice("augmentation.crop", self.crop, ("inception", "pad"))
+        check_integer("augmentation.pad", self.pad, minimum=0)
+        for name in ("hflip", "random_erasing"):
+            check_number(f"augmentation.{name}", getattr(self, name), minimum=0.0, below=1.0 + 1e-9)
+        smallest, largest = self.crop_area
+        if not 0.0 < smallest <= largest <= 1.0:
+            raise ConfigError(f"augmentation.crop_area={self.crop_area!r} must be two fractions of the image in order.")
 
 
 def eval_transform(data_config: dict[str, Any]) -> transforms.Compose:
@@ -61,7 +77,8 @@ def eval_transform(data_config: dict[str, Any]) -> transforms.Compose:
             ``std``.
     """
     pipeline = timm.data.create_transform(**data_config, is_training=False)
-    return transforms.Compose([LimitAspect(), *pipeline.transforms])
+    centred = data_config.get("crop_mode", "center") == "center"  # other modes look at the whole image
+    return transforms.Compose([LimitAspect(), *pipeline.transforms]) if centred else pipeline
 
 
 def train_transform(data_config: dict[str, Any], augmentation: Augmentation) -> transforms.Compose:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mixerzoo.errors import DataError
@@ -26,9 +28,10 @@ class Accuracy:
     top5: float
     num_images: int
 
-    def to_dict(self) -> dict[str, float | int]:
-        """Plain values for logs."""
-        return asdict(self)
+
+def eval_batches(dataset: Dataset[Any], workers: int = 0, batch_size: int = 512) -> DataLoader[Any]:
+    """Batches of a labelled dataset in its order, the last one smaller."""
+    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
 
 
 @torch.no_grad()

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from mixerzoo.data.images import load_image
-from mixerzoo.errors import ConfigError, ImageError, ModelNameError
-from mixerzoo.factory import create_transform, labels
+from mixerzoo.checks import check_integer
+from mixerzoo.data.images import find_images, load_image
+from mixerzoo.errors import ConfigError, ImageError, LabelsUnknownError
+from mixerzoo.factory import create_transform
+from mixerzoo.label_names import labels
 
-_Item: TypeAlias = "str | Path | Image.Image"
-_Key: TypeAlias = tuple[int, str]
+_Item: TypeAlias = "Path | Image.Image"
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,9 @@ class Prediction:
     error: str | None = None
 
 
-@torch.no_grad()
 def predict(
     model: nn.Module,
-    images: Iterable[_Item],
+    images: str | Path | Image.Image | Iterable[str | Path | Image.Image],
     *,
     top_k: int = 5,
     batch_size: int = 16,
@@ -49,87 +49,108 @@ def predict(
 ) -> Iterator[Prediction]:
     """Classify images with the model's own preprocessing, in the order given.
 
-    Files are read and decoded in threads while the model runs. The model is put into evaluation mode.
+    Files are read and decoded in threads while the model runs. The model predicts in evaluation mode; its training
+    flag is restored afterwards.
 
     Args:
         model: A classifier from :func:`mixerzoo.create_model`.
-        images: Paths, or PIL images.
+        images: One image or several: files, folders (searched recursively) and PIL images.
         top_k: How many classes to return for each (at most all).
         batch_size: Images that go through the model together.
         threads: Threads that read files.
 
-    Yields:
-        One :class:`Prediction` an image; one that cannot be read has ``error`` set, and the others go on.
+    Returns:
+        An iterator with one :class:`Prediction` an image; one that cannot be read has ``error`` set, and the others
+        go on.
 
     Raises:
-        ConfigError: ``top_k`` or ``batch_size`` is less than 1, or the model has no head or another number of
-            channels than 1 or 3.
+        ConfigError: ``top_k``, ``batch_size`` or ``threads`` is less than 1, or the model has no head, does not pool
+            its tokens, or takes another number of channels than 1 or 3.
+        ImageError: A path does not exist, or a folder holds no image (while iterating).
     """
-    if top_k < 1 or batch_size < 1:
-        raise ConfigError(f"top_k={top_k} and batch_size={batch_size} must be at least 1.")
+    for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
+        check_integer(name, value, minimum=1)
     num_classes, channels = getattr(model, "num_classes", 0), getattr(model, "in_chans", 3)
-    if num_classes < 1:
-        raise ConfigError("The model has no classification head (num_classes=0): create it with one to predict.")
+    if num_classes < 1 or getattr(model, "global_pool", "avg") != "avg":
+        raise ConfigError(
+            "The model gives no class scores: it has no classification head (num_classes=0), or does not pool its "
+            "tokens (global_pool='')."
+        )
     if channels not in (1, 3):
         raise ConfigError(f"The model takes {channels} channels; image files give 1 or 3. Call the model on tensors.")
-    names = _names(model, num_classes)
+    return _predict(model, _expand(images), num_classes, min(top_k, num_classes), batch_size, threads)
+
+
+def _expand(images: str | Path | Image.Image | Iterable[str | Path | Image.Image]) -> Iterator[_Item]:
+    for item in [images] if isinstance(images, str | Path | Image.Image) else images:
+        if isinstance(item, Image.Image):
+            yield item
+        elif Path(item).is_dir():
+            yield from find_images([item])
+        else:
+            yield Path(item)
+
+
+def _predict(
+    model: nn.Module, items: Iterator[_Item], num_classes: int, top_k: int, batch_size: int, threads: int
+) -> Iterator[Prediction]:
+    names = _class_names(model, num_classes)
     transform = create_transform(model)
-    mode: Literal["RGB", "L"] = "L" if channels == 1 else "RGB"
+    mode: Literal["RGB", "L"] = "L" if getattr(model, "in_chans", 3) == 1 else "RGB"
     parameter = next(model.parameters())
+
+    def read(item: _Item) -> Tensor | ImageError:
+        try:
+            return transform(item.convert(mode) if isinstance(item, Image.Image) else load_image(item, mode))
+        except ImageError as error:
+            return error
+
+    was_training = model.training
     model.eval()
-
-    def prepare(item: _Item) -> Tensor:
-        return transform(item.convert(mode) if isinstance(item, Image.Image) else load_image(item, mode))
-
-    with ThreadPoolExecutor(threads) as pool:
-        for sources, pending in _batches(pool, prepare, images, batch_size):
-            ready, errors = _gather(sources, pending)
-            if ready:
-                batch = torch.stack(list(ready.values())).to(parameter.device, parameter.dtype)
-                scores = model(batch).float().softmax(dim=-1).topk(min(top_k, num_classes), dim=-1)
-            rows = {source: row for row, source in enumerate(ready)}
-            for position, source in sources:
-                if (position, source) in errors:
-                    yield Prediction(source, error=errors[position, source])
-                    continue
-                row = rows[position, source]
-                yield Prediction(
-                    source,
-                    tuple(names[i] for i in scores.indices[row].tolist()),
-                    tuple(scores.values[row].tolist()),
-                )
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            for batch in _read_ahead(pool, read, items, batch_size):
+                outcomes = [(source, future.result()) for source, future in batch]
+                tensors = [outcome for _, outcome in outcomes if isinstance(outcome, Tensor)]
+                ranked = iter(_rank(model, torch.stack(tensors).to(parameter), top_k) if tensors else ())
+                for source, outcome in outcomes:
+                    if isinstance(outcome, ImageError):
+                        yield Prediction(source, error=str(outcome))
+                    else:
+                        indices, probabilities = next(ranked)
+                        yield Prediction(source, tuple(names[i] for i in indices), tuple(probabilities))
+    finally:
+        model.train(was_training)
 
 
-def _batches(
-    pool: ThreadPoolExecutor, prepare: Callable[[_Item], Tensor], images: Iterable[_Item], batch_size: int
-) -> Iterator[tuple[list[_Key], list[Future[Tensor]]]]:
+def _read_ahead(
+    pool: ThreadPoolExecutor,
+    read: Callable[[_Item], Tensor | ImageError],
+    items: Iterator[_Item],
+    batch_size: int,
+) -> Iterator[list[tuple[str, Future[Tensor | ImageError]]]]:
     """Submit one batch ahead, so that files are read while the model runs on the batch before."""
-    numbered = enumerate(images)
-    ahead: tuple[list[_Key], list[Future[Tensor]]] | None = None
+    numbered = enumerate(items)
+    ahead = None
     while chunk := list(islice(numbered, batch_size)):
-        keys = [(i, str(i) if isinstance(item, Image.Image) else str(item)) for i, item in chunk]
-        pending = [pool.submit(prepare, item) for _, item in chunk]
+        submitted = [
+            (str(i) if isinstance(item, Image.Image) else str(item), pool.submit(read, item)) for i, item in chunk
+        ]
         if ahead is not None:
             yield ahead
-        ahead = keys, pending
+        ahead = submitted
     if ahead is not None:
         yield ahead
 
 
-def _gather(keys: list[_Key], pending: list[Future[Tensor]]) -> tuple[dict[_Key, Tensor], dict[_Key, str]]:
-    ready: dict[_Key, Tensor] = {}
-    errors: dict[_Key, str] = {}
-    for key, future in zip(keys, pending, strict=True):
-        failure = future.exception()
-        if isinstance(failure, ImageError):
-            errors[key] = str(failure)
-        else:
-            ready[key] = future.result()
-    return ready, errors
+@torch.no_grad()
+def _rank(model: nn.Module, images: Tensor, top_k: int) -> Iterator[tuple[list[int], list[float]]]:
+    probabilities, indices = model(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+    return zip(indices.tolist(), probabilities.tolist(), strict=True)
 
 
-def _names(model: nn.Module, num_classes: int) -> list[str]:
+def _class_names(model: nn.Module, num_classes: int) -> list[str]:
     try:
         return labels(model)
-    except ModelNameError:
+    except LabelsUnknownError:
         return [str(i) for i in range(num_classes)]

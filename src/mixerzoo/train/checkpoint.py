@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from mixerzoo.errors import TrainingError
+from mixerzoo.weights.save import write_atomically
 
 FORMAT = 1
 FILE_NAME = "checkpoint.pt"
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(out_dir: Path, state: dict[str, Any]) -> None:
@@ -52,3 +38,13 @@ def load_checkpoint(out_dir: Path) -> dict[str, Any] | None:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise TrainingError(f"{path} is not a training checkpoint of this version of mixerzoo: choose another --out.")
     return state
+
+
+def check_same(what: str, was: dict[str, Any], now: dict[str, Any], out_dir: Path) -> None:
+    """Raise TrainingError unless a run is resumed with the settings that it was started with."""
+    changed = [f"{name} {was.get(name)!r} -> {value!r}" for name, value in now.items() if was.get(name) != value]
+    if changed or was.keys() != now.keys():
+        raise TrainingError(
+            f"{out_dir} holds a run with another {what} ({', '.join(changed)}): choose another --out, or the same "
+            "settings."
+        )

@@ -5,26 +5,25 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
 from mixerzoo.errors import ConfigError, DataError, TrainingError
-from mixerzoo.inference.evaluate import Accuracy, evaluate
-from mixerzoo.train.checkpoint import FILE_NAME, load_checkpoint, save_checkpoint, write_atomically
+from mixerzoo.inference.evaluate import Accuracy, eval_batches, evaluate
+from mixerzoo.model import Mixer
+from mixerzoo.train.checkpoint import FILE_NAME, check_same, load_checkpoint, save_checkpoint
 from mixerzoo.train.recipe import Recipe
 
 
@@ -35,7 +34,7 @@ class RunOptions:
     None of it is meant to change the result, but augmentation draws other random numbers with other ``workers``.
 
     Attributes:
-        out_dir: Receives ``checkpoint.pt``, ``metrics.jsonl`` and, at the end, ``model.safetensors``.
+        out_dir: Receives ``checkpoint.pt`` and ``metrics.jsonl``, and at the end the weights.
         device: Where to train.
         amp: bfloat16 autocast.
         compile: Train through ``torch.compile``.
@@ -55,29 +54,15 @@ class RunOptions:
     weights_dtype: torch.dtype = torch.float32
 
 
-class _EpochSampler(Sampler[int]):
-    """A permutation that is a function of seed and epoch alone."""
-
-    def __init__(self, size: int, seed: int):
-        self.size, self.seed, self.epoch = size, seed, 0
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        yield from torch.randperm(self.size, generator=generator).tolist()
-
-
 class _Run:
     """Everything a run carries from step to step."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, train_set: Dataset[Any], options: RunOptions):
+    def __init__(self, model: Mixer, recipe: Recipe, train_set: Dataset[Any], options: RunOptions):
         self.recipe, self.options = recipe, options
         self.device = torch.device(options.device)
         self.model = model.to(self.device)
         size = len(train_set)  # type: ignore[arg-type]
-        self.sampler = _EpochSampler(size, recipe.seed)
+        self.sampler: DistributedSampler[Any] = DistributedSampler(train_set, num_replicas=1, rank=0, seed=recipe.seed)
         self.loader = DataLoader(
             train_set,
             batch_size=recipe.batch_size,
@@ -93,20 +78,14 @@ class _Run:
         self.optimizer = make_optimizer(self.model, recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.steps_per_epoch)
         self.ema = ModelEmaV3(self.model, decay=recipe.ema_decay, use_warmup=True) if recipe.ema_decay else None
-        num_classes: int = model.num_classes  # type: ignore[assignment]
         self.mixup = (
-            Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=num_classes)
+            Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.label_smoothing, num_classes=model.num_classes)
             if recipe.mixup or recipe.cutmix
             else None
         )
         self.criterion = nn.CrossEntropyLoss(label_smoothing=0.0 if self.mixup else recipe.label_smoothing)
         self.forward = torch.compile(self.model) if options.compile else self.model
         self.epoch = 0
-
-    @property
-    def averaged_model(self) -> nn.Module:
-        """What is evaluated and saved: the moving average if there is one."""
-        return self.ema.module if self.ema is not None else self.model
 
     def train_epoch(self) -> dict[str, float]:
         """One pass over the training split; returns its mean loss, last learning rate and speed."""
@@ -126,7 +105,8 @@ class _Run:
             total += loss
             rate = self.optimizer.param_groups[0]["lr"]
             seen = (i + 1) * self.recipe.batch_size
-            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.2e}, {seen / (time.perf_counter() - start):.0f} images/s")
+            speed = seen / (time.perf_counter() - start)
+            bar.set_postfix_str(f"loss {loss:.3f}, lr {rate:.2e}, {speed:.0f} images/s", refresh=False)
         mean_loss = float(total) / self.steps_per_epoch
         seconds = time.perf_counter() - start
         images_seen = self.steps_per_epoch * self.recipe.batch_size
@@ -160,7 +140,13 @@ class _Run:
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
         self.loader.generator.manual_seed(seed)
-        self.sampler.epoch = self.epoch
+        self.sampler.set_epoch(self.epoch)
+
+    def evaluate(self, eval_set: Dataset[Any]) -> Accuracy:
+        """Accuracy of what would be saved now."""
+        averaged = self.ema.module if self.ema is not None else self.model
+        batches = eval_batches(eval_set, self.options.workers)
+        return evaluate(averaged, batches, device=self.device, amp=self.options.amp)
 
     def save(self) -> None:
         """Write the state after ``self.epoch`` finished epochs."""
@@ -168,7 +154,8 @@ class _Run:
             self.options.out_dir,
             {
                 "epoch": self.epoch,
-                "recipe": self.recipe.to_dict(),
+                "recipe": asdict(self.recipe),
+                "config": asdict(self.model.config),
                 "model": self.model.state_dict(),
                 "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -179,18 +166,13 @@ class _Run:
         """Take up the state in ``out_dir``, if there is one.
 
         Raises:
-            TrainingError: It is damaged, or of a run with another recipe.
+            TrainingError: It is damaged, or of a run with another recipe or model.
         """
         state = load_checkpoint(self.options.out_dir)
         if state is None:
             return
-        if state["recipe"] != self.recipe.to_dict():
-            was, now = state["recipe"], self.recipe.to_dict()
-            changed = ", ".join(f"{k} {was.get(k)!r} -> {v!r}" for k, v in now.items() if was.get(k) != v)
-            raise TrainingError(
-                f"{self.options.out_dir} holds a run with another recipe ({changed}): choose another --out, or the "
-                "same settings."
-            )
+        check_same("recipe", state["recipe"], asdict(self.recipe), self.options.out_dir)
+        check_same("model", state["config"], asdict(self.model.config), self.options.out_dir)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -228,15 +210,16 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_e
 
 
 def fit(
-    model: nn.Module, recipe: Recipe, train_set: Dataset[Any], eval_set: Dataset[Any] | None, options: RunOptions
+    model: Mixer, recipe: Recipe, train_set: Dataset[Any], eval_set: Dataset[Any] | None, options: RunOptions
 ) -> Accuracy | None:
-    """Train ``model`` in place and write its weights to ``options.out_dir/model.safetensors``.
+    """Train ``model`` in place; in the end it holds the averaged weights if the recipe has an average.
 
-    Every epoch ends with a line in ``metrics.jsonl`` and a checkpoint. Seeds Python's, NumPy's and torch's global
-    generators. When the recipe has a moving average, ``model`` holds the averaged weights in the end.
+    Every epoch ends with a line in ``metrics.jsonl`` and a checkpoint in ``options.out_dir``. Of the recipe, the
+    model's name and the augmentation have been applied by whoever made ``model`` and ``train_set``
+    (:func:`mixerzoo.train.run.train` does both). Seeds Python's, NumPy's and torch's global generators.
 
     Args:
-        model: Maps images to logits and has ``num_classes``.
+        model: What to train.
         recipe: What to do.
         train_set: Yields (image tensor, class index); its order is shuffled by seed and epoch.
         eval_set: Evaluated after every epoch; None skips that.
@@ -254,26 +237,20 @@ def fit(
         raise TrainingError(f"{out_dir} already holds a run: add --resume to go on with it, or choose another --out.")
     run = _Run(model, recipe, train_set, options)
     run.resume()
-    eval_loader = DataLoader(eval_set, batch_size=512, num_workers=options.workers) if eval_set is not None else None
-    accuracy: Accuracy | None = None
     out_dir.mkdir(parents=True, exist_ok=True)
+    accuracy: Accuracy | None = None
     while run.epoch < recipe.epochs:
         record: dict[str, Any] = {"epoch": run.epoch + 1, **run.train_epoch()}
         run.epoch += 1
-        if eval_loader is not None:
-            accuracy = evaluate(run.averaged_model, eval_loader, device=run.device, amp=options.amp)
-            record |= accuracy.to_dict()
+        if eval_set is not None:
+            accuracy = run.evaluate(eval_set)
+            record |= asdict(accuracy)
         _log(out_dir / "metrics.jsonl", record, show=options.progress)
         run.save()
+    if accuracy is None and eval_set is not None:  # resumed after the last epoch
+        accuracy = run.evaluate(eval_set)
     if run.ema is not None:
         model.load_state_dict(run.ema.module.state_dict())
-    weights = {
-        name: tensor.detach().to("cpu", options.weights_dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    write_atomically(out_dir / "model.safetensors", lambda path: save_file(weights, path))
-    if accuracy is None and eval_loader is not None:  # resumed after the last epoch
-        accuracy = evaluate(model, eval_loader, device=run.device, amp=options.amp)
     return accuracy
 
 

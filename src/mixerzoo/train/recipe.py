@@ -8,6 +8,7 @@ import pkgutil
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.data.transforms import Augmentation
 from mixerzoo.errors import ConfigError, did_you_mean
 
@@ -65,16 +66,13 @@ class Recipe:
     def __post_init__(self) -> None:
         """Validate every field once."""
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be at least 1.")
+            check_integer(name, getattr(self, name), minimum=1)
+        check_integer("seed", self.seed, minimum=0)
         for name in ("lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs", "min_lr", "mixup", "cutmix"):
-            if not 0.0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(f"{name}={getattr(self, name)!r} must be a number of at least 0.")
+            check_number(name, getattr(self, name), minimum=0.0)
         for name in ("label_smoothing", "drop_path_rate", "ema_decay"):
-            if not 0.0 <= getattr(self, name) < 1.0:
-                raise ConfigError(f"{name}={getattr(self, name)!r} must lie in [0, 1).")
-        if self.schedule not in get_args(Schedule):
-            raise ConfigError(f"schedule={self.schedule!r} is unknown: use {' or '.join(get_args(Schedule))}.")
+            check_number(name, getattr(self, name), minimum=0.0, below=1.0)
+        check_choice("schedule", self.schedule, get_args(Schedule))
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} is longer than the run of {self.epochs} epochs.")
 
@@ -95,10 +93,6 @@ class Recipe:
             else:
                 recipe = _replace_field(recipe, name, text)
         return recipe
-
-    def to_dict(self) -> dict[str, Any]:
-        """The recipe as plain values, for logs and checkpoints."""
-        return dataclasses.asdict(self)
 
 
 def _replace_field(config: Any, name: str, text: str) -> Any:

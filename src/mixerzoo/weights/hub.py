@@ -6,10 +6,13 @@ import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -24,11 +27,15 @@ from huggingface_hub.errors import (
 
 from mixerzoo.errors import HubError, HubUnreachableError
 
+_httpx = getattr(huggingface_hub.utils, "httpx", None) or import_module("httpx")  # clients before 1.30 have no choice
+
 REQUEST_TIMEOUT = 5.0
 """Seconds that one request for a file's metadata may wait for the server."""
 
 REACH_DEADLINE = 8.0
 """Seconds after which the server counts as unreachable, name resolution and redirects included."""
+
+_T = TypeVar("_T")
 
 DOWNLOAD_ATTEMPTS = 3
 """How often a download that breaks off is taken up again (newer clients also try on their own)."""
@@ -62,22 +69,27 @@ def fetch(repo: str, filename: str, *, cache_dir: str | Path | None = None) -> P
         return cached  # a commit never changes
     try:
         with _explained(what):
-            _ask_server(repo_id, filename, revision)
+            metadata = _ask_server(repo_id, filename, revision)
     except HubUnreachableError:
         if cached is not None:
             return cached
         raise
     path = _download(repo_id, filename, revision, cache_dir, what)
-    if path != cached:
-        _verify(path, what)
+    if path != cached and metadata.commit_hash == path.parent.name:
+        _verify(path, metadata.etag, what)
     return path
 
 
 def discard(path: Path) -> None:
-    """Remove a damaged file from the Hub cache (pointer and content), so that the next attempt downloads it anew."""
-    content = path.resolve()
+    """Remove a damaged file from the Hub cache, so that the next attempt downloads it anew.
+
+    The cache's files are links to content that may be linked once more; the whole chain goes.
+    """
+    while path.is_symlink():
+        target = path.parent / path.readlink()
+        path.unlink()
+        path = target
     path.unlink(missing_ok=True)
-    content.unlink(missing_ok=True)
 
 
 def _in_cache(repo_id: str, filename: str, revision: str, cache_dir: str | Path | None) -> Path | None:
@@ -88,10 +100,10 @@ def _in_cache(repo_id: str, filename: str, revision: str, cache_dir: str | Path 
     return Path(found) if isinstance(found, str) else None
 
 
-def _ask_server(repo_id: str, filename: str, revision: str) -> None:
-    """One request without retries, within the deadline: is the server there, and does it have the file?"""
+def _ask_server(repo_id: str, filename: str, revision: str) -> huggingface_hub.HfFileMetadata:
+    """One request without retries, within the deadline: is the server there, and what does it say of the file?"""
     url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
-    _within(REACH_DEADLINE, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=REQUEST_TIMEOUT))
+    return _within(REACH_DEADLINE, lambda: huggingface_hub.get_hf_file_metadata(url, timeout=REQUEST_TIMEOUT))
 
 
 def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path | None, what: str) -> Path:
@@ -115,23 +127,23 @@ def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path 
     return Path(path)
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> None:
+def _within(seconds: float, call: Callable[[], _T]) -> _T:
     """Run ``call`` in a thread and give up on it after ``seconds``; name resolution has no timeout of its own."""
-    failure: list[BaseException] = []
+    outcome: Future[_T] = Future()
 
     def run() -> None:
         try:
-            call()
+            outcome.set_result(call())
         except BaseException as error:  # handed to the caller's thread
-            failure.append(error)
+            outcome.set_exception(error)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:.0f} s")
-    if failure:
-        raise failure[0]
+    threading.Thread(target=run, daemon=True).start()  # a pool would wait for its threads at exit
+    try:
+        return outcome.result(seconds)
+    except FutureTimeoutError:
+        if outcome.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
 
 
 @contextmanager
@@ -164,7 +176,7 @@ def _explained(what: str) -> Iterator[None]:
         message = f"{what}: {endpoint} answered with status {status}; try again later."
         server_failed = isinstance(status, int) and (status >= 500 or status == 429)
         raise (HubUnreachableError(message) if server_failed else HubError(message)) from None
-    except Exception as error:  # httpx's or httpx2's errors, whichever the installed client uses, and the system's
+    except (_httpx.HTTPError, _httpx.InvalidURL, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise HubError(f"{what} cannot be stored: {error.strerror} ({error.filename}).") from None
         if "Consistency check failed" in str(error):
@@ -182,21 +194,22 @@ def _unreachable(what: str, endpoint: str, error: BaseException) -> str:
     )
 
 
-def _verify(path: Path, what: str) -> None:
-    """Compare the content with the SHA-256 in the cache's file name (the server's ETag for large files)."""
-    content = path.resolve()
-    expected = content.name
-    if not re.fullmatch(r"[0-9a-f]{64}", expected):
-        return  # small files carry no content hash; they are parsed and checked
+def _verify(path: Path, announced: str | None, what: str) -> None:
+    """Compare a file with the SHA-256 that the server announced as its ETag.
+
+    Small files have another kind of ETag; they are parsed and checked.
+    """
+    if announced is None or not re.fullmatch(r"[0-9a-f]{64}", announced):
+        return
     digest = hashlib.sha256()
-    with content.open("rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     actual = digest.hexdigest()
-    if actual != expected:
+    if actual != announced:
         discard(path)
         raise HubError(
-            f"{what} arrived damaged (SHA-256 {actual[:12]}..., the server announced {expected[:12]}...) and was "
+            f"{what} arrived damaged (SHA-256 {actual[:12]}..., the server announced {announced[:12]}...) and was "
             "removed from the cache: try again."
         )
 

@@ -11,13 +11,25 @@ from typing import Any
 
 from timm.models import PretrainedCfg
 
+from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import ConfigError, WeightsError
+from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
 from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
 _SAME_NAME = ("img_size", "in_chans", "num_classes", "patch_size", "embed_dim", "global_pool", "drop_rate")
 _IGNORED_IF_FALSE = ("proj_drop_rate", "nlhb", "stem_norm", "drop_path_rate", "pretrained", "features_only")
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "random")
 _SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
+
+# Far beyond any Mixer, and small enough that a hostile file cannot exhaust time or memory.
+_LIMITS = {
+    "depth": 512,
+    "embed_dim": 65_536,
+    "tokens_mlp_dim": 1_048_576,
+    "channels_mlp_dim": 1_048_576,
+    "in_chans": 4096,
+}
+_MAX_SIDE = 16_384
 
 
 @dataclass(frozen=True)
@@ -43,45 +55,49 @@ def read_hub_config(path: Path, where: str) -> HubConfig:
         where: What to call it in messages.
 
     Raises:
-        WeightsError: It is no JSON object, names another architecture than a Mixer, or has arguments that a Mixer
-            cannot honour.
+        DamagedFileError: It is no JSON object.
+        WeightsError: It names another architecture than a Mixer, or has arguments that a Mixer cannot honour.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"config.json of {where} is not valid JSON ({error}).") from None
-    if not isinstance(raw, dict):
-        raise WeightsError(f"config.json of {where} must hold a JSON object, not {type(raw).__name__}.")
+        if not isinstance(raw, dict):
+            raise ValueError(f"a JSON object is needed, not {type(raw).__name__}")
+    except (ValueError, RecursionError) as error:
+        raise DamagedFileError(f"config.json of {where} is not valid JSON ({error}).") from None
     try:
-        return parse_hub_config(raw, where)
+        return _parse(raw)
     except ConfigError as error:
         raise WeightsError(f"config.json of {where}: {error}") from None
 
 
-def parse_hub_config(raw: Mapping[str, Any], where: str) -> HubConfig:
+def _parse(raw: Mapping[str, Any]) -> HubConfig:
     """Check a parsed ``config.json``; both timm's nested form and its older flat one are understood."""
     architecture = raw.get("architecture")
     variant = TIMM_VARIANTS.get(str(architecture), str(architecture))
     if variant not in VARIANTS:
-        raise WeightsError(
-            f"{where} holds a {architecture!r}, not an MLP-Mixer: mixerzoo loads {', '.join(TIMM_VARIANTS)} and its "
-            f"own variants; timm.create_model may load this one."
+        raise ConfigError(
+            f"architecture {architecture!r} is not an MLP-Mixer. mixerzoo loads {', '.join(TIMM_VARIANTS)} and its "
+            "own variants; timm.create_model may load this one."
         )
     described = raw.get("pretrained_cfg", raw)
     if not isinstance(described, Mapping):
-        raise WeightsError(f"config.json of {where}: pretrained_cfg must be an object.")
-    pretrained_cfg = _pretrained_cfg(described, where)
+        raise ConfigError("pretrained_cfg must be an object.")
+    pretrained_cfg = _pretrained_cfg(described)
     if "num_classes" in raw:
-        pretrained_cfg.num_classes = _integer(raw["num_classes"], "num_classes", where)
+        check_integer("num_classes", raw["num_classes"], minimum=0)
+        pretrained_cfg.num_classes = raw["num_classes"]
     labels = raw.get("label_names", described.get("label_names", described.get("labels")))
     if labels is not None:
-        pretrained_cfg.label_names = _label_names(labels, pretrained_cfg.num_classes, where)
-    fields = _model_fields(raw, variant, where)
+        pretrained_cfg.label_names = _label_names(labels, pretrained_cfg.num_classes)
+    fields = _model_fields(raw, variant)
     fields.setdefault("num_classes", pretrained_cfg.num_classes)
     fields.setdefault("in_chans", pretrained_cfg.input_size[0])
     fields.setdefault("img_size", pretrained_cfg.input_size[1:])
     fields.setdefault("act", _default_act(pretrained_cfg.tag, architecture))
     config = dataclasses.replace(VARIANTS[variant].config, **fields)
+    for name, limit in _LIMITS.items():
+        check_integer(name, getattr(config, name), minimum=1, maximum=limit)
+    check_integer("img_size", max(config.image_hw), minimum=1, maximum=_MAX_SIDE)
     pretrained_cfg.architecture = variant
     pretrained_cfg.num_classes = config.num_classes
     pretrained_cfg.input_size = (config.in_chans, *config.image_hw)
@@ -98,12 +114,12 @@ def _default_act(tag: str | None, architecture: Any) -> str:
     return "tanh" if tag in google else "erf"
 
 
-def _model_fields(raw: Mapping[str, Any], variant: str, where: str) -> dict[str, Any]:
+def _model_fields(raw: Mapping[str, Any], variant: str) -> dict[str, Any]:
     """Translate timm's ``model_args`` and our own ``mixerzoo`` section into fields of :class:`MixerConfig`."""
     arguments = raw.get("model_args") or {}
     own = raw.get("mixerzoo") or {}
     if not isinstance(arguments, Mapping) or not isinstance(own, Mapping):
-        raise WeightsError(f"config.json of {where}: model_args and mixerzoo must be objects.")
+        raise ConfigError("model_args and mixerzoo must be objects.")
     fields: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in _SAME_NAME:
@@ -112,65 +128,59 @@ def _model_fields(raw: Mapping[str, Any], variant: str, where: str) -> dict[str,
             fields["depth"] = value
         elif name == "act_layer":
             if value not in ("gelu", "gelu_tanh"):
-                raise WeightsError(f"config.json of {where}: act_layer={value!r}; a Mixer has gelu or gelu_tanh.")
+                raise ConfigError(f"act_layer={value!r}; a Mixer has gelu or gelu_tanh.")
             fields["act"] = "tanh" if value == "gelu_tanh" else "erf"
         elif name != "mlp_ratio" and not (name in _IGNORED_IF_FALSE and not value):
-            raise WeightsError(f"config.json of {where}: model argument {name}={value!r} is not one of a Mixer's.")
+            raise ConfigError(f"model argument {name}={value!r} is not one of a Mixer's.")
     if "mlp_ratio" in arguments:
-        width = _integer(fields.get("embed_dim", VARIANTS[variant].config.embed_dim), "embed_dim", where)
+        width = fields.get("embed_dim", VARIANTS[variant].config.embed_dim)
+        check_integer("embed_dim", width, minimum=1)
         ratio = arguments["mlp_ratio"]
-        ratios = ratio if isinstance(ratio, list) else [ratio, ratio]
-        if len(ratios) != 2 or not all(isinstance(r, int | float) and 0 < r < 1e6 for r in ratios):
-            raise WeightsError(f"config.json of {where}: mlp_ratio={ratio!r} must be one or two positive numbers.")
+        ratios = ratio if isinstance(ratio, list) and len(ratio) == 2 else [ratio, ratio]
+        for value in ratios:
+            check_number("mlp_ratio", value, minimum=0.0, below=1e6)
         fields["tokens_mlp_dim"], fields["channels_mlp_dim"] = (int(r * width) for r in ratios)
     known = {f.name for f in dataclasses.fields(MixerConfig)}
     for name, value in own.items():
         if name not in known:
-            raise WeightsError(f"config.json of {where}: mixerzoo.{name} is not a field of MixerConfig.")
+            raise ConfigError(f"mixerzoo.{name} is not a field of MixerConfig.")
         fields[name] = tuple(value) if isinstance(value, list) else value
     return fields
 
 
-def _pretrained_cfg(described: Mapping[str, Any], where: str) -> PretrainedCfg:
+def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:
     known = {f.name for f in dataclasses.fields(PretrainedCfg)} - set(_SOURCE_FIELDS)
     values = {name: value for name, value in described.items() if name in known and value is not None}
     if "input_size" in values:
         size = values["input_size"]
         if not isinstance(size, list) or len(size) != 3:
-            raise WeightsError(f"config.json of {where}: input_size={size!r} must be [channels, height, width].")
-        values["input_size"] = tuple(_integer(side, "input_size", where) for side in size)
+            raise ConfigError(f"input_size={size!r} must be [channels, height, width].")
+        for side in size:
+            check_integer("input_size", side, minimum=1)
+        values["input_size"] = tuple(size)
     channels = values.get("input_size", (3,))[0]
     for name in ("mean", "std"):
         if name in values:
-            values[name] = _per_channel(values[name], channels, name, where)
-    if "num_classes" in values:
-        _integer(values["num_classes"], "num_classes", where)
-    crop = values.get("crop_pct", 0.875)
-    if isinstance(crop, bool) or not isinstance(crop, int | float) or not 0.0 < crop <= 1.0:
-        raise WeightsError(f"config.json of {where}: crop_pct={crop!r} must lie in (0, 1].")
-    for name, choices in (
-        ("interpolation", ("bicubic", "bilinear", "nearest", "random")),
-        ("crop_mode", ("center", "squash", "border")),
-    ):
-        if values.get(name, choices[0]) not in choices:
-            raise WeightsError(f"config.json of {where}: {name}={values[name]!r}; expected {', '.join(choices)}.")
+            values[name] = _per_channel(values[name], channels, name)
+    check_integer("num_classes", values.get("num_classes", 0), minimum=0)
+    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.01, below=1.01)
+    check_choice("interpolation", values.get("interpolation", "bicubic"), _INTERPOLATIONS)
+    check_choice("crop_mode", values.get("crop_mode", "center"), ("center", "squash", "border"))
+    if not isinstance(values.get("tag", ""), str):
+        raise ConfigError(f"tag={values['tag']!r} must be text.")
     return PretrainedCfg(**values)
 
 
-def _integer(value: Any, name: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise WeightsError(f"config.json of {where}: {name}={value!r} must be a whole number.")
-    return value
-
-
-def _per_channel(value: Any, channels: int, name: str, where: str) -> tuple[float, ...]:
+def _per_channel(value: Any, channels: int, name: str) -> tuple[float, ...]:
     numbers = value if isinstance(value, list) else []
-    if len(numbers) not in (1, 3, channels) or not all(isinstance(v, int | float) for v in numbers):
-        raise WeightsError(f"config.json of {where}: {name}={value!r} must be one number a channel.")
+    if len(numbers) not in (1, 3, channels):
+        raise ConfigError(f"{name}={value!r} must be one number a channel.")
+    for number in numbers:
+        check_number(name, number)
     return tuple(float(v) for v in numbers)
 
 
-def _label_names(labels: Any, num_classes: int, where: str) -> tuple[str, ...]:
+def _label_names(labels: Any, num_classes: int) -> tuple[str, ...]:
     if not isinstance(labels, list) or len(labels) != num_classes or not all(isinstance(n, str) for n in labels):
-        raise WeightsError(f"config.json of {where}: label_names must be {num_classes} names, one a class.")
+        raise ConfigError(f"label_names must be {num_classes} names, one a class.")
     return tuple(labels)

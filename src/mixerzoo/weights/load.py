@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models import PretrainedCfg, adapt_input_conv
+from timm.models import PretrainedCfg
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import HubError, WeightsError
+from mixerzoo.errors import DamagedFileError, HubError, WeightsError
 from mixerzoo.model import Mixer
 from mixerzoo.weights import hub
 
@@ -68,7 +68,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Map a safetensors file into memory.
 
     Raises:
-        WeightsError: The file is missing, of another format (a pickle, for instance), truncated or damaged.
+        DamagedFileError: It is no whole safetensors file.
+        WeightsError: It is missing, or of another format (a pickle, for instance).
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}.")
@@ -79,7 +80,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path} is not a whole safetensors file ({error}): fetch or write it again.") from None
+        raise DamagedFileError(f"{path} is not a whole safetensors file ({error}): fetch or write it again.") from None
 
 
 def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -100,12 +101,10 @@ def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.
     """
     tensors = read_state_dict(path)
     _check_names(tensors, model, stored, path)
-    if model.num_classes != stored.num_classes:
-        for name in ("head.weight", "head.bias"):
-            tensors.pop(name, None)
-        if model.num_classes:
-            tensors["head.weight"] = torch.zeros(model.num_classes, model.embed_dim)
-            tensors["head.bias"] = torch.full((model.num_classes,), model.config.head_bias)
+    num_classes, same_head = model.num_classes, model.num_classes == stored.num_classes
+    if not same_head:
+        model.reset_classifier(0)
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     if model.in_chans != stored.in_chans:
         kernel = tensors["stem.proj.weight"]
         _check_shape("stem.proj.weight", kernel, (kernel.shape[0], stored.in_chans, *kernel.shape[2:]), path)
@@ -114,6 +113,8 @@ def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.
         _check_shape(name, tensors[name], tuple(parameter.shape), path)
         tensors[name] = tensors[name].to(dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
+    if not same_head:
+        model.reset_classifier(num_classes)  # where the other parameters are now
 
 
 def load_from(
@@ -123,31 +124,32 @@ def load_from(
     name: str,
     stored: MixerConfig,
     cache_dir: str | Path | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> None:
     """Locate what ``source`` describes and load it; a damaged download is removed from the cache.
 
     Raises:
         WeightsError: See :func:`locate_weights` and :func:`load_weights`.
     """
-    if model.config.num_tokens != stored.num_tokens or model.config.tokens_mlp_dim != stored.tokens_mlp_dim:
+    asked = model.config
+    if (asked.grid_size, asked.tokens_mlp_dim) != (stored.grid_size, stored.tokens_mlp_dim):
         raise WeightsError(
             f"The weights of {name} are for {stored.grid_size[0]} x {stored.grid_size[1]} patches and a token-mixing "
-            f"width of {stored.tokens_mlp_dim}; the model asked for has {model.config.grid_size[0]} x "
-            f"{model.config.grid_size[1]} and {model.config.tokens_mlp_dim}. This version of mixerzoo cannot carry "
-            "weights to another resolution yet: leave img_size and tokens_mlp_dim at the weights' own."
+            f"width of {stored.tokens_mlp_dim}; the model asked for has {asked.grid_size[0]} x {asked.grid_size[1]} "
+            f"and {asked.tokens_mlp_dim}. This version of mixerzoo cannot carry weights to another resolution yet: "
+            "leave img_size and tokens_mlp_dim at the weights' own."
         )
     path = locate_weights(source, name, cache_dir)
     try:
-        load_weights(model, path, stored=stored, dtype=dtype or torch.float32)
-    except WeightsError as error:
-        if source.hf_hub_id and not source.file and "not a whole safetensors file" in str(error):
-            hub.discard(path)
-            raise HubError(
-                f"{WEIGHTS_FILE} of the Hub repository {source.hf_hub_id} is damaged and was removed from the cache: "
-                f"try again. ({error})"
-            ) from None
-        raise
+        load_weights(model, path, stored=stored, dtype=dtype)
+    except DamagedFileError as error:
+        if source.file or not source.hf_hub_id:
+            raise
+        hub.discard(path)
+        raise HubError(
+            f"{WEIGHTS_FILE} of the Hub repository {source.hf_hub_id} is damaged and was removed from the cache: "
+            f"try again. ({error})"
+        ) from None
 
 
 def _check_names(tensors: dict[str, Tensor], model: Mixer, stored: MixerConfig, path: Path) -> None:
@@ -156,9 +158,11 @@ def _check_names(tensors: dict[str, Tensor], model: Mixer, stored: MixerConfig, 
         expected |= {"head.weight", "head.bias"}
     missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
     if missing or unexpected:
-        problems = [f"lacks {_first(missing)}"] * bool(missing) + [f"has unexpected {_first(unexpected)}"] * bool(
-            unexpected
-        )
+        problems = []
+        if missing:
+            problems.append(f"lacks {_first(missing)}")
+        if unexpected:
+            problems.append(f"has unexpected {_first(unexpected)}")
         raise WeightsError(
             f"{path} does not hold the weights of this model: it {' and '.join(problems)}. Expected timm's parameter "
             f"names for {len(model.blocks)} layers."
@@ -174,11 +178,8 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], path: Pat
 
 
 def _adapt_stem(kernel: Tensor, in_chans: int) -> Tensor:
-    """timm's rule from any number of channels: to one by summing, to more by repeating and rescaling."""
+    """timm's ``adapt_input_conv``, from any number of channels: one is the sum, more are repeats, rescaled."""
     kernel, stored = kernel.float(), kernel.shape[1]
-    if stored == 3:
-        adapted: Tensor = adapt_input_conv(in_chans, kernel)
-        return adapted
     if in_chans == 1:
         return kernel.sum(dim=1, keepdim=True)
     repeats = -(-in_chans // stored)

@@ -20,9 +20,9 @@ from timm.models import (
 )
 from torch import nn
 
-from mixerzoo.config import MixerConfig
+from mixerzoo.config import MixerConfig, image_size
 from mixerzoo.model import Mixer
-from mixerzoo.weights.load import load_from
+from mixerzoo.weights.load import load_from, load_weights
 from mixerzoo.zoo import CIFAR10_LABELS, DEFAULT_TAGS, VARIANTS, WEIGHTS, Variant, WeightTag
 
 __all__: list[str] = []  # timm's registration appends the names of the entry points
@@ -83,7 +83,7 @@ def _stored_config(variant: str, cfg: PretrainedCfg, saved_arguments: dict[str, 
     """Sizes of the weights that ``cfg`` describes: the source's own, not those of the model asked for."""
     channels, *image_hw = cfg.input_size
     fields = {f.name: saved_arguments[f.name] for f in dataclasses.fields(MixerConfig) if f.name in saved_arguments}
-    fields |= {"in_chans": channels, "img_size": tuple(image_hw), "num_classes": cfg.num_classes}
+    fields |= {"in_chans": channels, "img_size": image_size(image_hw), "num_classes": cfg.num_classes}
     return dataclasses.replace(VARIANTS[variant].config, **fields)
 
 
@@ -95,6 +95,7 @@ def build(
     pretrained_cfg_overlay: dict[str, Any] | None = None,
     cache_dir: str | Path | None = None,
     out_indices: int | tuple[int, ...] = 3,
+    checkpoint_path: str | Path | None = None,
     stored: MixerConfig | None = None,
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
@@ -108,6 +109,7 @@ def build(
         pretrained_cfg_overlay: Single entries to replace in it.
         cache_dir: The Hub cache; None for huggingface_hub's own.
         out_indices: Layers that ``features_only=True`` returns.
+        checkpoint_path: Load this file instead; it must fit the model exactly.
         stored: Sizes of the stored weights where they are not the variant's own.
         pretrained_model_args: The same as timm says it: arguments that the stored weights were saved with.
         **kwargs: Fields of :class:`mixerzoo.MixerConfig`, ``features_only``, ``device`` and ``dtype``, as timm's
@@ -122,7 +124,7 @@ def build(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     row = WEIGHTS.get(f"{variant}.{cfg.tag}")
     preset = VARIANTS[variant].config
-    arguments = {f.name: getattr(preset, f.name) for f in dataclasses.fields(MixerConfig)}
+    arguments = dataclasses.asdict(preset)
     for name in ("img_size", "in_chans", "num_classes"):
         del arguments[name]  # timm's builder takes these from the configuration of the weights
     if row is not None:
@@ -131,17 +133,20 @@ def build(
 
     def construct(**fields: Any) -> Mixer:
         device, dtype = fields.pop("device", None), fields.pop("dtype", None)
-        if not pretrained:
+        if not pretrained and checkpoint_path is None:
             return Mixer(**fields, device=device, dtype=dtype)
         model = Mixer(**fields, device="meta")
-        load_from(
-            model,
-            cfg,
-            name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
-            stored=stored or _stored_config(variant, cfg, pretrained_model_args or {}),
-            cache_dir=cache_dir,
-            dtype=dtype,
-        )
+        if checkpoint_path is not None:
+            load_weights(model, Path(checkpoint_path), stored=model.config, dtype=dtype or torch.float32)
+        else:
+            load_from(
+                model,
+                cfg,
+                name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
+                stored=stored or _stored_config(variant, cfg, pretrained_model_args or {}),
+                cache_dir=cache_dir,
+                dtype=dtype or torch.float32,
+            )
         return model.to(device or torch.get_default_device())
 
     model: nn.Module = build_model_with_cfg(
@@ -161,9 +166,8 @@ def _entrypoint(variant: Variant) -> Callable[..., nn.Module]:
 
     entrypoint.__name__ = entrypoint.__qualname__ = variant.name
     entrypoint.__doc__ = f"{variant.title} (Tolstikhin et al. 2021, arXiv 2105.01601)."
-    registered: Callable[..., nn.Module] = register_model(entrypoint)
-    return registered
+    return entrypoint
 
 
 for _variant in VARIANTS.values():
-    _entrypoint(_variant)
+    globals()[_variant.name] = register_model(_entrypoint(_variant))
