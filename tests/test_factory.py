@@ -4,6 +4,7 @@ import json
 import warnings
 
 import pytest
+import timm
 import torch
 from helpers import TINY, TINY_TIMM_ARGS, assert_same_state, randomise, save_state, state_of, write_folder
 
@@ -329,7 +330,8 @@ def test_local_folder(tmp_path, tiny):
         ({"tag": "miil_in21k"}, "erf"),
         ({"mixerzoo": {"act": "tanh"}}, "tanh"),
         ({"model_args": TINY_TIMM_ARGS | {"act_layer": "gelu_tanh"}}, "tanh"),
-        ({"architecture": "mixer_b16"}, "tanh"),
+        ({"architecture": "mixer_b16", "model_args": TINY}, "tanh"),
+        ({"architecture": "mixer_b16", "model_args": TINY, "mixerzoo": {"act": "erf"}}, "erf"),
     ],
 )
 def test_gelu_of_a_folder(tmp_path, tiny, change, act):
@@ -369,6 +371,7 @@ def test_old_flat_config(tmp_path, tiny):
         ({"model_args": {"act_layer": "relu"}}, "act_layer"),
         ({"model_args": [1]}, "objects"),
         ({"mixerzoo": {"layers": 3}}, "mixerzoo.layers"),
+        ({"architecture": "mixer_b16", "model_args": {"num_blocks": 2}}, "model_args.num_blocks"),
         ({"pretrained_cfg": {"input_size": [3, 32]}}, "input_size"),
         ({"pretrained_cfg": {"input_size": [3, 32, "x"]}}, "input_size"),
         ({"pretrained_cfg": {"mean": "grey"}}, "mean"),
@@ -447,6 +450,9 @@ def test_a_saved_folder_comes_back(tmp_path):
     assert_same_state(model, source)
     assert model.config == source.config
     assert mixerzoo.labels(model) == names
+    through_timm = timm.create_model(f"local-dir:{tmp_path / 'm'}", pretrained=True)
+    assert_same_state(through_timm, source)
+    assert through_timm.config == source.config
     assert mixerzoo.create_transform(model).transforms[-1].mean.tolist() == pytest.approx([0.1, 0.2])
     half = tmp_path / "half"
     save_folder(source, half, variant="mixer_b16", preprocessing=preprocessing, dtype=torch.float16)

@@ -28,6 +28,7 @@ from mixerzoo.zoo import CIFAR10_LABELS, DEFAULT_TAGS, VARIANTS, WEIGHTS, Varian
 __all__: list[str] = []  # timm's registration appends the names of the entry points
 
 _ASSETS = Path(__file__).parent / "assets"
+_ALWAYS: dict[str, Any] = {"fixed_input_size": True, "first_conv": "stem.proj", "classifier": "head"}
 
 
 def _weights_cfg(row: WeightTag) -> PretrainedCfg:
@@ -37,15 +38,13 @@ def _weights_cfg(row: WeightTag) -> PretrainedCfg:
         file=str(_ASSETS / row.asset) if row.asset else None,
         hf_hub_id=row.hub_id,
         input_size=(config.in_chans, *config.image_hw),
-        fixed_input_size=True,
         interpolation=row.interpolation,
         crop_pct=row.crop_pct,
         mean=row.mean,
         std=row.std,
         num_classes=row.num_classes,
         label_names=CIFAR10_LABELS if row.label_set == "cifar-10" else None,
-        first_conv="stem.proj",
-        classifier="head",
+        **_ALWAYS,
         license=row.license,
         description=row.description,
         origin_url=row.npz_url,
@@ -55,12 +54,10 @@ def _weights_cfg(row: WeightTag) -> PretrainedCfg:
 def _untrained_cfg(variant: Variant) -> PretrainedCfg:
     return PretrainedCfg(
         input_size=(variant.config.in_chans, *variant.config.image_hw),
-        fixed_input_size=True,
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
         num_classes=variant.config.num_classes,
-        first_conv="stem.proj",
-        classifier="head",
+        **_ALWAYS,
     )
 
 
@@ -122,6 +119,7 @@ def build(
     if isinstance(pretrained_cfg, PretrainedCfg):
         pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
+    cfg = dataclasses.replace(cfg, **_ALWAYS)
     row = WEIGHTS.get(f"{variant}.{cfg.tag}")
     preset = VARIANTS[variant].config
     arguments = dataclasses.asdict(preset)
@@ -130,6 +128,8 @@ def build(
     if row is not None:
         arguments["act"] = row.act
     arguments |= kwargs
+    if stored is None:  # called by timm; a folder's or repository's own arguments arrive among the others
+        stored = _stored_config(variant, cfg, pretrained_model_args or (kwargs if cfg.source else {}))
 
     def construct(**fields: Any) -> Mixer:
         device, dtype = fields.pop("device", None), fields.pop("dtype", None)
@@ -143,7 +143,7 @@ def build(
                 model,
                 cfg,
                 name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
-                stored=stored or _stored_config(variant, cfg, pretrained_model_args or {}),
+                stored=stored,
                 cache_dir=cache_dir,
                 dtype=dtype or torch.float32,
             )

@@ -101,8 +101,6 @@ def _parse(raw: Mapping[str, Any]) -> HubConfig:
     pretrained_cfg.architecture = variant
     pretrained_cfg.num_classes = config.num_classes
     pretrained_cfg.input_size = (config.in_chans, *config.image_hw)
-    pretrained_cfg.fixed_input_size = True
-    pretrained_cfg.first_conv, pretrained_cfg.classifier = "stem.proj", "head"
     return HubConfig(variant, config, pretrained_cfg)
 
 
@@ -115,11 +113,17 @@ def _default_act(tag: str | None, architecture: Any) -> str:
 
 
 def _model_fields(raw: Mapping[str, Any], variant: str) -> dict[str, Any]:
-    """Translate timm's ``model_args`` and our own ``mixerzoo`` section into fields of :class:`MixerConfig`."""
+    """Fields of :class:`MixerConfig` from the sections ``model_args`` and ``mixerzoo``.
+
+    ``model_args`` are timm's for an architecture of timm's and our own fields for one of ours; ``mixerzoo`` holds our
+    own fields beside a timm architecture, and timm ignores it.
+    """
     arguments = raw.get("model_args") or {}
     own = raw.get("mixerzoo") or {}
     if not isinstance(arguments, Mapping) or not isinstance(own, Mapping):
         raise ConfigError("model_args and mixerzoo must be objects.")
+    if raw["architecture"] in VARIANTS:
+        return _own_fields(arguments, "model_args") | _own_fields(own, "mixerzoo")
     fields: dict[str, Any] = {}
     for name, value in arguments.items():
         if name in _SAME_NAME:
@@ -140,12 +144,15 @@ def _model_fields(raw: Mapping[str, Any], variant: str) -> dict[str, Any]:
         for value in ratios:
             check_number("mlp_ratio", value, minimum=0.0, below=1e6)
         fields["tokens_mlp_dim"], fields["channels_mlp_dim"] = (int(r * width) for r in ratios)
+    return fields | _own_fields(own, "mixerzoo")
+
+
+def _own_fields(section: Mapping[str, Any], title: str) -> dict[str, Any]:
     known = {f.name for f in dataclasses.fields(MixerConfig)}
-    for name, value in own.items():
+    for name in section:
         if name not in known:
-            raise ConfigError(f"mixerzoo.{name} is not a field of MixerConfig.")
-        fields[name] = tuple(value) if isinstance(value, list) else value
-    return fields
+            raise ConfigError(f"{title}.{name} is not a field of MixerConfig.")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in section.items()}
 
 
 def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:

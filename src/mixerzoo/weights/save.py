@@ -1,4 +1,4 @@
-"""Writing a model as a folder that ``local-dir:`` names load: ``config.json`` and ``model.safetensors``."""
+"""Writing a model as a folder that ``local-dir:`` names load, here and in timm (after ``import mixerzoo``)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def save_folder(
         "architecture": variant,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
-        "mixerzoo": dataclasses.asdict(model.config),
+        "model_args": dataclasses.asdict(model.config),
         "pretrained_cfg": {
             "input_size": [model.in_chans, *model.config.image_hw],
             "fixed_input_size": True,
