@@ -8,6 +8,8 @@ import zipfile
 
 import pytest
 
+import mixerzoo
+
 ASSET = "mixerzoo/assets/mixer_ti4_32.cifar10.safetensors"
 
 
@@ -59,5 +61,5 @@ print(json.dumps([mixerzoo.__file__, mixerzoo.__version__, prediction.labels]))
     assert result.returncode == 0, result.stderr
     file, version, labels = json.loads(result.stdout)
     assert file.startswith(str(site))
-    assert version == "0.1.0"
+    assert version == mixerzoo.__version__
     assert len(labels) == 1

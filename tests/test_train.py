@@ -212,7 +212,7 @@ def test_command_line_train_kill_resume_and_evaluate(folder, tmp_path):
     assert f"model: local-dir:{out}" in resumed.stdout
     evaluated = run_cli("train", "--data", folder, "--eval-only", "--model", f"local-dir:{out}", "--workers", 0)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert "of 12 test images" in evaluated.stdout
+    assert "of 12 images" in evaluated.stdout
     top1 = resumed.stdout.split("top-1 ")[-1].split(" %")[0]
     assert f"top-1 {top1} %" in evaluated.stdout
 

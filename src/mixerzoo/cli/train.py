@@ -55,6 +55,4 @@ def train_command(
 
 
 def _report(accuracy: Accuracy) -> None:
-    typer.echo(
-        f"top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % of {accuracy.num_images} test images"
-    )
+    typer.echo(f"top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % of {accuracy.num_images} images")
