@@ -13,7 +13,7 @@ import pytest
 import torch
 from helpers import assert_same_state, run_cli
 from safetensors.torch import load_file
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from training import QUICK, datasets, options, small_model, write_data
 
 import mixerzoo
@@ -105,6 +105,9 @@ def test_an_existing_run_is_not_overwritten(folder, tmp_path):
     wider = mixerzoo.Mixer.from_config(dataclasses.replace(small_model().config, num_classes=3))
     with pytest.raises(TrainingError, match=r"another model \(num_classes 2 -> 3\)"):
         fit(wider, QUICK, *data, options(tmp_path, resume=True))
+    fewer = Subset(data[0], range(16))
+    with pytest.raises(TrainingError, match=r"another training split \(num_images 24 -> 16\)"):
+        fit(small_model(), QUICK, fewer, data[1], options(tmp_path, resume=True))
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
@@ -123,7 +126,7 @@ def test_a_foreign_checkpoint_is_named(tmp_path):
 
 def test_a_loss_that_is_no_number_stops_the_run(folder, tmp_path):
     recipe = dataclasses.replace(QUICK, opt="sgd", lr=1e30, clip_grad=0.0, warmup_epochs=0.0, mixup=0.0, cutmix=0.0)
-    with pytest.raises(TrainingError, match=r"The loss is .*checkpoint\.pt.*lower lr"):
+    with pytest.raises(TrainingError, match=r"The loss is .*lower lr.*No epoch was finished"):
         fit(small_model(), recipe, *datasets(folder, recipe), options(tmp_path))
 
 

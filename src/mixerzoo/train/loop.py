@@ -61,7 +61,7 @@ class _Run:
         self.recipe, self.options = recipe, options
         self.device = torch.device(options.device)
         self.model = model.to(self.device)
-        size = len(train_set)  # type: ignore[arg-type]
+        self.num_images = size = len(train_set)  # type: ignore[arg-type]
         self.sampler: DistributedSampler[Any] = DistributedSampler(train_set, num_replicas=1, rank=0, seed=recipe.seed)
         self.loader = DataLoader(
             train_set,
@@ -120,9 +120,10 @@ class _Run:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
             loss = self.criterion(self.forward(images), targets)
         if not torch.isfinite(loss):
+            good = f"The state after epoch {self.epoch} is in {self.options.out_dir / FILE_NAME}" if self.epoch else ""
             raise TrainingError(
-                f"The loss is {loss.item()} in epoch {self.epoch + 1}, step {step}. The last good state is in "
-                f"{self.options.out_dir / FILE_NAME}; a lower lr or gradient clipping usually helps."
+                f"The loss is {loss.item()} in epoch {self.epoch + 1}, step {step}; a lower lr or gradient clipping "
+                f"usually helps. {good or 'No epoch was finished'}."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -156,6 +157,7 @@ class _Run:
                 "epoch": self.epoch,
                 "recipe": asdict(self.recipe),
                 "config": asdict(self.model.config),
+                "num_images": self.num_images,
                 "model": self.model.state_dict(),
                 "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -166,13 +168,15 @@ class _Run:
         """Take up the state in ``out_dir``, if there is one.
 
         Raises:
-            TrainingError: It is damaged, or of a run with another recipe or model.
+            TrainingError: It is damaged, or of a run with another recipe, model or number of images.
         """
         state = load_checkpoint(self.options.out_dir)
         if state is None:
             return
         check_same("recipe", state["recipe"], asdict(self.recipe), self.options.out_dir)
         check_same("model", state["config"], asdict(self.model.config), self.options.out_dir)
+        data = {"num_images": state["num_images"]}, {"num_images": self.num_images}
+        check_same("training split", *data, self.options.out_dir)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
