@@ -32,6 +32,10 @@ def make_webp(p):
     return save(p / "a.webp", gradient(), lossless=True)
 
 
+def make_avif(p):
+    return save(p / "a.avif", gradient())
+
+
 def make_grey(p):
     return save(p / "grey.png", gradient(mode="L"))
 
@@ -148,6 +152,7 @@ GOOD = [
     make_jpeg,
     make_png,
     make_webp,
+    make_avif,
     make_grey,
     make_one_bit,
     make_16_bit,

@@ -12,6 +12,7 @@ from hub_server import HubServer
 from image_files import make_bomb, make_png, make_text
 from typer.testing import CliRunner
 
+import mixerzoo
 from mixerzoo import Mixer
 from mixerzoo.cli import app
 from mixerzoo.config import PRESETS
@@ -173,6 +174,10 @@ def test_a_reader_that_leaves_is_no_error():
     head.stdout.close()
     _, errors = head.communicate(timeout=120)
     assert "Traceback" not in errors
+
+
+def test_version():
+    assert invoke("--version").stdout == f"mixerzoo {mixerzoo.__version__}\n"
 
 
 def test_installed_script():

@@ -25,3 +25,17 @@ def test_evaluate_counts():
     assert (two.top1, two.top5) == (0.5, 1.0)
     with pytest.raises(DataError, match="no images"):
         evaluate(model, [])
+
+
+@pytest.mark.parametrize("amp", [False, True])
+def test_autocast_is_what_was_asked_for(amp):
+    seen = []
+
+    class Layer(nn.Linear):
+        def forward(self, x):
+            y = super().forward(x)
+            seen.append(y.dtype)
+            return y
+
+    evaluate(Layer(4, 3), [(torch.randn(2, 4), torch.tensor([0, 1]))], amp=amp)
+    assert seen == [torch.bfloat16 if amp else torch.float32]

@@ -11,7 +11,7 @@ from helpers import TINY, TINY_TIMM_ARGS, assert_same_state, randomise, save_sta
 import mixerzoo
 from mixerzoo import Mixer, create_model
 from mixerzoo.config import PRESETS
-from mixerzoo.errors import ConfigError, LabelsUnknownError, ModelNameError, WeightsError
+from mixerzoo.errors import ConfigError, DamagedFileError, LabelsUnknownError, ModelNameError, WeightsError
 from mixerzoo.weights.save import save_folder
 from mixerzoo.zoo import DEFAULT_TAGS, WEIGHTS
 
@@ -329,6 +329,7 @@ def test_local_folder(tmp_path, tiny):
         ({"tag": "goog_in21k"}, "tanh"),
         ({"tag": "miil_in21k"}, "erf"),
         ({"mixerzoo": {"act": "tanh"}}, "tanh"),
+        ({"model_args": TINY_TIMM_ARGS | {"drop_path_rate": 0.1}}, "erf"),
         ({"model_args": TINY_TIMM_ARGS | {"act_layer": "gelu_tanh"}}, "tanh"),
         ({"architecture": "mixer_b16", "model_args": TINY}, "tanh"),
         ({"architecture": "mixer_b16", "model_args": TINY, "mixerzoo": {"act": "erf"}}, "erf"),
@@ -378,6 +379,11 @@ def test_old_flat_config(tmp_path, tiny):
         ({"pretrained_cfg": {"std": [0.5, "x", 0.5]}}, "std"),
         ({"pretrained_cfg": {"tag": 7}}, "tag"),
         ({"pretrained_cfg": {"crop_pct": 0}}, "crop_pct"),
+        ({"pretrained_cfg": {"crop_pct": 0.01}}, "crop_pct"),
+        ({"pretrained_cfg": {"std": [0, 0, 0]}}, "std"),
+        ({"pretrained_cfg": {"mean": [10**400] * 3}}, "mean"),
+        ({"pretrained_cfg": {"interpolation": "random"}}, "interpolation"),
+        ({"model_args": {"num_blocks": 512, "embed_dim": 8192, "mlp_ratio": 4.0}}, "number of parameters"),
         ({"pretrained_cfg": {"interpolation": "magic"}}, "interpolation"),
         ({"pretrained_cfg": 7}, "pretrained_cfg"),
         ({"num_classes": "many"}, "num_classes"),
@@ -406,6 +412,31 @@ def test_a_pickle_is_never_opened(tmp_path, tiny):
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04cos\nsystem\n.")
     with pytest.raises(WeightsError, match=r"pytorch_model\.bin.*can run code"):
         create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_loading_never_initialises(monkeypatch):
+    """Neither our initialisation nor torch's draws a number when weights are loaded."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("initialised")
+
+    monkeypatch.setattr("mixerzoo.model.lecun_normal_", refuse)
+    state = torch.get_rng_state()
+    create_model("mixer_ti4_32", pretrained=True)
+    create_model("mixer_ti4_32", pretrained=True, num_classes=0, in_chans=1, features_only=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(AssertionError, match="initialised"):
+        create_model("mixer_ti4_32")
+
+
+def test_tag_as_pretrained_cfg():
+    model = create_model("mixer_b16", pretrained_cfg="miil_in21k", device="meta")
+    assert (model.config.act, model.num_classes) == ("erf", 11221)
+
+
+def test_dtype_must_be_a_floating_point_type():
+    with pytest.raises(ConfigError, match="floating-point"):
+        create_model("mixer_ti4_32", dtype=torch.int64)
 
 
 def test_devices():
@@ -458,3 +489,21 @@ def test_a_saved_folder_comes_back(tmp_path):
     save_folder(source, half, variant="mixer_b16", preprocessing=preprocessing, dtype=torch.float16)
     assert (half / "model.safetensors").stat().st_size < (tmp_path / "m" / "model.safetensors").stat().st_size
     assert create_model(f"local-dir:{half}", pretrained=True).norm.weight.dtype == torch.float32
+
+
+def test_a_model_of_a_tag_saved_by_timm_keeps_its_gelu(tmp_path):
+    model = create_model("mixer_b16.miil_in21k_ft_in1k", num_classes=2, dtype=torch.float16)
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    assert create_model(f"local-dir:{tmp_path}", pretrained=True).config.act == "erf"
+
+
+def test_a_file_that_cannot_be_opened_is_not_called_damaged(tmp_path, monkeypatch):
+    path = save_state(create_model("mixer_ti4_32"), tmp_path / "w.safetensors")
+
+    def no_more_files(_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("mixerzoo.weights.load.load_file", no_more_files)
+    with pytest.raises(WeightsError, match=r"cannot be read .*Too many open files") as caught:
+        create_model("mixer_ti4_32", checkpoint_path=path)
+    assert not isinstance(caught.value, DamagedFileError)

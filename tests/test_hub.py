@@ -129,7 +129,9 @@ def test_unknown_or_private_repository(hub, cache):
         (404, "RepoNotFound", "no such repository"),
         (401, "RepoNotFound", "hf auth login"),
         (403, "GatedRepo", "accept its terms"),
+        (401, None, "status 401; the token is missing.*hf auth login"),
         (403, None, "status 403"),
+        (404, None, "status 404; check the name"),
         (500, None, "status 500.*try again later"),
         (503, None, "status 503"),
         (429, None, "status 429"),
@@ -301,6 +303,18 @@ def test_a_server_that_never_answers_is_given_up_within_ten_seconds(cache, monke
         assert hub_module.REACH_DEADLINE < 10
         start = time.monotonic()
         with pytest.raises(HubUnreachableError, match="cannot be reached"):
+            load(cache)
+        assert time.monotonic() - start < 10
+
+
+def test_ten_seconds_hold_with_half_a_cache(hub, files, cache, monkeypatch):
+    """The configuration is cached, the weights are not, and the server is silent: two requests wait."""
+    hub.add(REPO, files)
+    create_model(NAME, cache_dir=cache)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _point_at(monkeypatch, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        start = time.monotonic()
+        with pytest.raises(HubUnreachableError, match=r"model\.safetensors"):
             load(cache)
         assert time.monotonic() - start < 10
 

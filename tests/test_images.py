@@ -7,16 +7,18 @@ from image_files import (
     make_16_bit,
     make_16_bit_tiff,
     make_animated,
+    make_avif,
     make_exif,
     make_jpeg,
     make_palette_with_transparency,
     make_png,
+    make_truncated_png,
     make_webp,
     save,
 )
 from PIL import Image
 
-from mixerzoo.data.images import find_images, load_image
+from mixerzoo.data.images import as_mode, find_images, load_image
 from mixerzoo.errors import ImageError
 
 
@@ -24,7 +26,15 @@ from mixerzoo.errors import ImageError
 def test_random_damage_never_escapes_as_another_error(tmp_path):
     """Flip and cut bytes of several formats: an image or an ImageError, nothing else."""
     rng, refused = np.random.default_rng(0), 0
-    for make in (make_jpeg, make_png, make_webp, make_palette_with_transparency, make_16_bit_tiff, make_exif):
+    for make in (
+        make_avif,
+        make_jpeg,
+        make_png,
+        make_webp,
+        make_palette_with_transparency,
+        make_16_bit_tiff,
+        make_exif,
+    ):
         whole = make(tmp_path).read_bytes()
         target = tmp_path / f"damaged{make(tmp_path).suffix}"
         for _ in range(40):
@@ -39,6 +49,42 @@ def test_random_damage_never_escapes_as_another_error(tmp_path):
             else:
                 assert mode == "RGB"
     assert refused > 20
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's remarks on damaged metadata
+def test_damaged_metadata_is_an_image_or_one_line(tmp_path):
+    whole = make_exif(tmp_path).read_bytes()
+    start = whole.index(b"Exif")
+    path = tmp_path / "damaged.jpg"
+    for position in range(start, start + 40):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        path.write_bytes(damaged)
+        message = ""
+        try:
+            load_image(path)
+        except ImageError as error:
+            message = str(error)
+        assert "\n" not in message
+
+
+def test_formats_that_start_programs_are_not_opened(tmp_path):
+    path = tmp_path / "script.jpg"
+    path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n")
+    with pytest.raises(ImageError, match="not an image in a format that is read"):
+        load_image(path)
+
+
+def test_images_in_memory_follow_the_same_rules(tmp_path):
+    for make in (make_exif, make_16_bit, make_palette_with_transparency, make_png):
+        path = make(tmp_path)
+        with Image.open(path) as image:
+            in_memory = as_mode(image, "RGB", "it")
+        assert np.array_equal(np.asarray(in_memory), np.asarray(load_image(path)))
+    with pytest.raises(ImageError, match=r"^it: 0 x 5 pixels"):
+        as_mode(Image.new("RGB", (0, 5)), "RGB", "it")
+    with Image.open(make_truncated_png(tmp_path)) as cut, pytest.raises(ImageError, match=r"^it: damaged or truncated"):
+        as_mode(cut, "RGB", "it")
 
 
 def test_orientation_is_applied(tmp_path):

@@ -83,7 +83,7 @@ def test_imports_point_one_way(path):
     room = room_of(path)
     for name in imports_of(path):
         parts = name.split(".")
-        if parts[0] == "mixerzoo":
+        if parts[0] == "mixerzoo" and name != "mixerzoo.__version__":
             target = parts[1]
             assert target == room or target in MAY_IMPORT[room], f"{room} must not import {name}"
         elif parts[0] in ONLY_IN:

@@ -59,7 +59,7 @@ def images_for(config, n=2):
 @pytest.mark.parametrize(("name", "count"), PARAMETERS.items())
 def test_parameter_counts(name, count):
     model = Mixer.from_config(PRESETS[name], device="meta")
-    assert sum(p.numel() for p in model.parameters()) == count
+    assert sum(p.numel() for p in model.parameters()) == count == model.config.num_parameters
 
 
 @pytest.mark.parametrize(("name", "sizes"), SIZES.items())
@@ -305,9 +305,14 @@ def test_gradient_checkpointing_changes_nothing():
         model(images).square().sum().backward()
         return {n: p.grad.clone() for n, p in model.named_parameters()}
 
+    runs = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda *_: runs.append(1))
     plain = gradients()
+    assert len(runs) == 2
     model.set_grad_checkpointing()
     recomputed = gradients()
+    assert len(runs) == 2 + 4  # each layer once more in the backward pass
     for name, gradient in plain.items():
         assert torch.equal(gradient, recomputed[name]), name
 

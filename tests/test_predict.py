@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from image_files import BAD, GOOD, gradient, make_png
+from image_files import BAD, GOOD, gradient, make_png, make_truncated_png
 from PIL import Image
 
 import mixerzoo
@@ -83,11 +83,31 @@ def test_one_image_or_several_files_or_folders(tmp_path, model):
         list(mixerzoo.predict(model, tmp_path / "none"))
 
 
-def test_training_flag_is_restored(model):
-    model.train()
-    list(mixerzoo.predict(model, gradient()))
+def test_predicts_in_evaluation_mode_and_restores_the_flag():
+    model = mixerzoo.create_model("mixer_ti4_32", pretrained=True, drop_rate=0.9).train()
+    images = [gradient(), gradient()]
+    first, second = mixerzoo.predict(model, images), mixerzoo.predict(model, images)
+    interleaved = [next(first), next(second), next(first), next(second)]
+    assert len({p.probabilities for p in interleaved}) == 1  # no dropout
     assert model.training
-    model.eval()
+
+
+def test_the_example_photograph_is_recognised(model, root):
+    (prediction,) = mixerzoo.predict(model, root / "examples" / "cat.png")
+    assert prediction.labels[0] == "cat"
+
+
+def test_broken_images_in_memory_do_not_stop_the_others(tmp_path, model):
+    with Image.open(make_truncated_png(tmp_path)) as image:
+        empty, cut, good = mixerzoo.predict(model, [Image.new("RGB", (0, 3)), image, gradient()])
+    assert empty.error.startswith("image 0: 0 x 3 pixels")
+    assert cut.error.startswith("image 1: damaged or truncated")
+    assert good.error is None
+
+
+def test_wrappers_are_named(model):
+    with pytest.raises(ConfigError, match=r"not a Sequential; of a wrapper .* give the model inside"):
+        mixerzoo.predict(torch.nn.Sequential(model), gradient())
 
 
 def test_wrong_arguments_are_refused_at_the_call(model):

@@ -45,6 +45,9 @@ def test_overrides():
         ("label_smoothing=1.5", "label_smoothing"),
         ("warmup_epochs=99", "longer than the run"),
         ("lr=nan", "lr=nan"),
+        ("batch_size=5", "batch_size=5 must be even"),
+        ("augmentation.rand_augment=garbage", "not timm's notation"),
+        ("augmentation.crop=centre", "augmentation.crop='centre'"),
     ],
 )
 def test_bad_overrides_are_named(setting, message):

@@ -95,6 +95,12 @@ def test_intermediates(name):
             assert info["reduction"] * rows <= images.shape[-2]
         _, last_two = model.forward_intermediates(images, indices=2)
         assert torch.equal(last_two[1], maps[-1])
+        ran = []
+        hooks = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(model.blocks)]
+        model.forward_intermediates(images, indices=[0, 2], stop_early=True)
+        assert ran == [0, 1, 2]
+        for hook in hooks:
+            hook.remove()
         only = model.forward_intermediates(images, indices=[0, -1], intermediates_only=True, stop_early=True)
         assert torch.equal(only[0], maps[0])
         assert torch.equal(only[1], maps[-1])
@@ -122,7 +128,8 @@ def test_features_only(name):
         outputs, model.feature_info.channels(), model.feature_info.reduction(), strict=True
     ):
         assert output.shape == (1, channels, images.shape[-2] // reduction, images.shape[-1] // reduction)
-    assert len(model.model.blocks) == 4  # what is not needed is dropped
+    assert len(model.model.blocks) == model.model.config.depth == 4  # what is not needed is dropped
+    assert isinstance(model.model.norm, nn.Identity)
     assert "classifier" not in model.pretrained_cfg
 
 
@@ -148,7 +155,9 @@ def test_groups_for_layer_decay_cover_every_parameter_once():
     groups = timm.models.group_parameters(model, model.group_matcher())
     grouped = [name for names in groups.values() for name in names]
     assert sorted(grouped) == sorted(n for n, _ in model.named_parameters())
-    assert min(groups) < max(groups)
+    assert len(groups) == 1 + model.config.depth + 1  # stem, each layer, head (with the final norm)
+    first_block = next(i for i, names in groups.items() if "blocks.0.norm1.weight" in names)
+    assert all(name.startswith("blocks.0.") for name in groups[first_block])
 
 
 def test_registered_without_disturbing_timms_own():
@@ -164,6 +173,17 @@ def test_timm_create_model_takes_tag_and_flavour():
     assert model.config.act == "erf"
     assert model.num_classes == 11221
     assert model.pretrained_cfg["mean"] == (0.0, 0.0, 0.0)
+
+
+def test_timm_create_model_resolves_wrong_labels_too():
+    with pytest.warns(UserWarning, match=r"wrong label and means mixer_b16\.goog_in1k"):
+        model = timm.create_model("mixer_b16.goog_in21k_ft_in1k", device="meta")
+    assert model.pretrained_cfg["tag"] == "goog_in1k"
+
+
+def test_timm_create_model_names_the_variants_with_weights():
+    with pytest.raises(mixerzoo.MixerzooError, match=r"mixer_h14; variants that have some: .*mixer_b16"):
+        timm.create_model("mixer_h14", pretrained=True)
 
 
 def test_timm_create_model_loads_the_built_in_weights():

@@ -115,6 +115,16 @@ class MixerConfig:
         return rows * columns
 
     @property
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, head included."""
+        tokens, channels = self.num_tokens, self.embed_dim
+        stem = channels * (self.in_chans * self.patch_size**2 + 1)
+        token_mixing = self.tokens_mlp_dim * (2 * tokens + 1) + tokens
+        channel_mixing = self.channels_mlp_dim * (2 * channels + 1) + channels
+        norms = 2 * channels * (2 * self.depth + 1)
+        return stem + self.depth * (token_mixing + channel_mixing) + norms + self.num_classes * (channels + 1)
+
+    @property
     def multiply_adds(self) -> int:
         """Multiply-adds of the matrix products for one image."""
         tokens, channels = self.num_tokens, self.embed_dim

@@ -16,10 +16,9 @@ from torchvision.transforms import Compose
 from mixerzoo import timm_registry
 from mixerzoo.config import Gelu, GlobalPool
 from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
-from mixerzoo.errors import ConfigError, WeightsError
+from mixerzoo.errors import ConfigError
 from mixerzoo.model import Mixer
-from mixerzoo.names import Resolved, check_cfg_keys, get_pretrained_cfg, resolve
-from mixerzoo.zoo import DEFAULT_TAGS
+from mixerzoo.names import check_cfg_keys, get_pretrained_cfg, resolve
 
 
 def create_model(
@@ -61,7 +60,8 @@ def create_model(
         global_pool: ``"avg"``, or ``""`` to keep the tokens.
         features_only: Return a model that maps images to a list of feature maps (N, C, rows, columns).
         out_indices: Layers whose outputs ``features_only`` returns: indices, or the last n (3 by default).
-        checkpoint_path: Load this safetensors file instead of the tag's weights; it must fit the model exactly.
+        checkpoint_path: Load this safetensors file instead of the tag's weights; it must fit the model exactly. It is
+            mapped into memory: do not overwrite or truncate it in place while the model lives.
         cache_dir: Cache of downloaded files; None for huggingface_hub's own (``HF_HOME``).
         pretrained_cfg: A tag, or a timm configuration that replaces the registered one.
         pretrained_cfg_overlay: Single entries to replace in the configuration, for instance ``{"file": path}``.
@@ -85,11 +85,11 @@ def create_model(
         )
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices is for features_only=True.")
+    if dtype is not None and not dtype.is_floating_point:
+        raise ConfigError(f"dtype={dtype} must be a floating-point type.")
     resolved = resolve(name, pretrained_cfg=pretrained_cfg, cache_dir=cache_dir)
     overlay = dict(pretrained_cfg_overlay or {})
     check_cfg_keys(overlay, "pretrained_cfg_overlay")
-    if pretrained and checkpoint_path is None:
-        _check_has_weights(resolved, overlay)
     chosen: dict[str, Any] = {
         "num_classes": num_classes,
         "in_chans": in_chans,
@@ -116,19 +116,6 @@ def create_model(
         pretrained_cfg_overlay=overlay or None,
         stored=resolved.stored,
         **arguments,
-    )
-
-
-def _check_has_weights(resolved: Resolved, overlay: dict[str, Any]) -> None:
-    if resolved.cfg.has_weights or overlay.get("file") or overlay.get("hf_hub_id"):
-        return
-    if resolved.variant in DEFAULT_TAGS:
-        raise WeightsError(
-            f"pretrained_cfg names no source of weights for {resolved.variant}: give file or hf_hub_id, or leave "
-            "pretrained_cfg out for the released weights."
-        )
-    raise WeightsError(
-        f"No weights were ever released for {resolved.variant}; variants that have some: {', '.join(DEFAULT_TAGS)}."
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, ModelNameError, did_you_mean
 from mixerzoo.weights import hub
 from mixerzoo.weights.hub_config import HubConfig, read_hub_config
-from mixerzoo.zoo import MISLABEL_REASON, MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
+from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
 _SOURCES = ("hf-hub", "local-dir")
 
@@ -118,7 +117,7 @@ def _registered_name(name: str) -> str:
     full_name = _our_name(name)
     if full_name in MISLABELLED:
         truth = MISLABELLED[full_name]
-        warnings.warn(f"{name} is a wrong label and means {truth}: {MISLABEL_REASON}.", UserWarning, stacklevel=4)
+        timm_registry.warn_of_label(name, truth, stacklevel=5)
         return truth
     variant, dot, tag = full_name.partition(".")
     if variant not in VARIANTS:

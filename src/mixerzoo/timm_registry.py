@@ -6,6 +6,7 @@ Importing this module adds entries to timm's registry and does nothing else.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,16 @@ from torch import nn
 from mixerzoo.config import MixerConfig, image_size
 from mixerzoo.model import Mixer
 from mixerzoo.weights.load import load_from, load_weights
-from mixerzoo.zoo import CIFAR10_LABELS, DEFAULT_TAGS, VARIANTS, WEIGHTS, Variant, WeightTag
+from mixerzoo.zoo import (
+    CIFAR10_LABELS,
+    DEFAULT_TAGS,
+    MISLABEL_REASON,
+    MISLABELLED,
+    VARIANTS,
+    WEIGHTS,
+    Variant,
+    WeightTag,
+)
 
 __all__: list[str] = []  # timm's registration appends the names of the entry points
 
@@ -76,6 +86,11 @@ def _default_cfgs() -> dict[str, Any]:
 default_cfgs = _default_cfgs()
 
 
+def warn_of_label(asked: str, truth: str, *, stacklevel: int) -> None:
+    """Say that a name is a wrong label, and why."""
+    warnings.warn(f"{asked} is a wrong label and means {truth}: {MISLABEL_REASON}.", UserWarning, stacklevel=stacklevel)
+
+
 def _stored_config(variant: str, cfg: PretrainedCfg, saved_arguments: dict[str, Any]) -> MixerConfig:
     """Sizes of the weights that ``cfg`` describes: the source's own, not those of the model asked for."""
     channels, *image_hw = cfg.input_size
@@ -116,6 +131,9 @@ def build(
         ConfigError: A size or flavour that cannot be used.
         WeightsError: The weights are absent, damaged or do not fit.
     """
+    if isinstance(pretrained_cfg, str) and (truth := MISLABELLED.get(f"{variant}.{pretrained_cfg}")):
+        warn_of_label(f"{variant}.{pretrained_cfg}", truth, stacklevel=5)  # timm.create_model's caller
+        pretrained_cfg = truth.partition(".")[2]
     if isinstance(pretrained_cfg, PretrainedCfg):
         pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)

@@ -4,19 +4,37 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Annotated
 
 import typer
 
+from mixerzoo import __version__
 from mixerzoo.cli import bench, models, predict, train
 from mixerzoo.errors import MixerzooError
 
 app = typer.Typer(
     name="mixerzoo",
-    help="MLP-Mixer in PyTorch: list, inspect, predict, train, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mixerzoo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None:
+    """MLP-Mixer in PyTorch: list, inspect, predict, train, measure."""
+
+
 app.command("list")(models.list_command)
 app.command("info")(models.info_command)
 app.command("predict")(predict.predict_command)

@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 
 from mixerzoo import names
-from mixerzoo.config import MixerConfig
-from mixerzoo.model import Mixer
 from mixerzoo.zoo import DEFAULT_TAGS, VARIANTS, WEIGHTS, WeightTag
 
 
@@ -32,7 +30,7 @@ def list_command(
             config = VARIANTS[variant].config
             tags = sum(row.variant == variant for row in WEIGHTS.values())
             typer.echo(
-                f"{name:{width}}  {_parameters(config) / 1e6:6.1f} M parameters  {config.multiply_adds / 1e9:7.2f} G "
+                f"{name:{width}}  {config.num_parameters / 1e6:6.1f} M parameters  {config.multiply_adds / 1e9:7.2f} G "
                 f"multiply-adds  {tags} released weights"
             )
 
@@ -53,7 +51,7 @@ def info_command(
         f"  layers           {config.depth}",
         f"  channels         {config.embed_dim}",
         f"  MLP widths       {config.tokens_mlp_dim} across tokens, {config.channels_mlp_dim} across channels",
-        f"  parameters       {_parameters(config):,} with {config.num_classes} classes",
+        f"  parameters       {config.num_parameters:,} with {config.num_classes} classes",
         f"  multiply-adds    {config.multiply_adds:,} an image",
     ]
     if resolved.stored is not None:
@@ -95,7 +93,3 @@ def _where(row: WeightTag) -> str:
     if row.hub_id:
         return f"https://huggingface.co/{row.hub_id}"
     return f"{row.npz_url} (Flax file; not loaded by this version)"
-
-
-def _parameters(config: MixerConfig) -> int:
-    return sum(p.numel() for p in Mixer.from_config(config, device="meta").parameters())

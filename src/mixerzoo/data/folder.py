@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mixerzoo.data.images import IMAGE_SUFFIXES, load_image
-from mixerzoo.errors import DataError
+from mixerzoo.errors import DataError, ImageError
+
+_T = TypeVar("_T")
 
 TRAIN_SPLITS = ("train",)
 EVAL_SPLITS = ("test", "val", "validation")
@@ -54,6 +56,19 @@ def open_folder(
             "model's outputs and the data's classes must agree."
         )
     return dataset
+
+
+def in_one_line(batches: Iterable[_T]) -> Iterator[_T]:
+    """Iterate; an unreadable image is a DataError of one line, also from a worker process, which adds its traceback.
+
+    Raises:
+        DataError: An image cannot be read; the message names the file.
+    """
+    try:
+        yield from batches
+    except ImageError as error:
+        reason = str(error).strip().splitlines()[-1].removeprefix("mixerzoo.errors.ImageError: ")
+        raise DataError(f"{reason} Remove or replace the file.") from None
 
 
 def _some(names: list[str]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -47,22 +48,43 @@ def load_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from None
     if not data:
         raise ImageError(f"{path}: the file is empty.")
+    return _decode(lambda: Image.open(io.BytesIO(data), formats=_formats()), mode, str(path))
+
+
+def as_mode(image: Image.Image, mode: Literal["RGB", "L"], name: str) -> Image.Image:
+    """Bring an image in memory into ``mode`` by the same rules as :func:`load_image`.
+
+    Raises:
+        ImageError: It has no pixels, too many, or cannot be decoded. The message begins with ``name``.
+    """
+    return _decode(lambda: image.copy(), mode, name)
+
+
+def _decode(open_image: Callable[[], Image.Image], mode: Literal["RGB", "L"], name: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image() as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(f"{path}: {width} x {height} pixels; at most {MAX_PIXELS:,} pixels are decoded.")
+            if not 0 < width * height <= MAX_PIXELS:
+                raise ImageError(f"{name}: {width} x {height} pixels; 1 to {MAX_PIXELS:,} pixels are decoded.")
             image.load()
-            return _to_mode(ImageOps.exif_transpose(image), mode, path)
+            return _to_mode(ImageOps.exif_transpose(image), mode, name)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path}: not an image in a format that Pillow reads.") from None
+        raise ImageError(f"{name}: not an image in a format that is read ({', '.join(_formats())}).") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(f"{path}: the image is too large; at most {MAX_PIXELS:,} pixels are decoded.") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, KeyError, MemoryError) as error:
-        # Pillow's decoders raise any of these on damaged data.
-        raise ImageError(f"{path}: damaged or truncated ({error}).") from None
+        raise ImageError(f"{name}: the image is too large; at most {MAX_PIXELS:,} pixels are decoded.") from None
+    except Exception as error:  # Pillow's decoders raise whatever they run into in damaged data
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: damaged or truncated ({reason}).") from None
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """The wanted formats that this Pillow was built with; others, such as EPS, start programs or are exotic."""
+    Image.init()
+    wanted = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+    return tuple(name for name in wanted if name in Image.OPEN)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -85,13 +107,13 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     return found
 
 
-def _to_mode(image: Image.Image, mode: Literal["RGB", "L"], path: Path) -> Image.Image:
+def _to_mode(image: Image.Image, mode: Literal["RGB", "L"], name: str) -> Image.Image:
     if image.mode == "F":
-        raise ImageError(f"{path}: floating-point pixels have no defined range; convert the file to 8 or 16 bits.")
+        raise ImageError(f"{name}: floating-point pixels have no defined range; convert the file to 8 or 16 bits.")
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and (values.min() < 0 or values.max() > 65535):
-            raise ImageError(f"{path}: 32-bit pixels beyond 0..65535; convert the file to 8 or 16 bits.")
+            raise ImageError(f"{name}: 32-bit pixels beyond 0..65535; convert the file to 8 or 16 bits.")
         image = Image.fromarray((values / 257.0 + 0.5).astype(np.uint8))  # 65535 -> 255
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")

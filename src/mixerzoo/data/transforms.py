@@ -67,6 +67,14 @@ class Augmentation:
         smallest, largest = self.crop_area
         if not 0.0 < smallest <= largest <= 1.0:
             raise ConfigError(f"augmentation.crop_area={self.crop_area!r} must be two fractions of the image in order.")
+        try:
+            if self.rand_augment:
+                rand_augment_transform(self.rand_augment, {})
+        except (AssertionError, ValueError, KeyError):
+            raise ConfigError(
+                f"augmentation.rand_augment={self.rand_augment!r} is not timm's notation, for instance "
+                "'rand-m9-n2-mstd0.5-inc1'."
+            ) from None
 
 
 def eval_transform(data_config: dict[str, Any]) -> transforms.Compose:

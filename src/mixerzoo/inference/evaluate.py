@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mixerzoo.data.folder import in_one_line
 from mixerzoo.errors import DataError
 
 
@@ -53,16 +54,15 @@ def evaluate(
         progress: Show a progress bar.
 
     Raises:
-        DataError: There is not a single image.
+        DataError: There is not a single image, or one cannot be read.
     """
     device = torch.device(device)
     was_training = model.training
     model.eval()
     top1 = top5 = count = 0
+    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None if progress else True, leave=False)
     try:
-        for images, labels in tqdm(
-            batches, desc="evaluate", unit="batch", disable=None if progress else True, leave=False
-        ):
+        for images, labels in in_one_line(bar):
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=amp):
                 logits = model(images)

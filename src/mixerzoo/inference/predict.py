@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mixerzoo.checks import check_integer
-from mixerzoo.data.images import find_images, load_image
+from mixerzoo.data.images import as_mode, find_images, load_image
 from mixerzoo.errors import ConfigError, ImageError, LabelsUnknownError
 from mixerzoo.factory import create_transform
 from mixerzoo.label_names import labels
@@ -50,7 +50,7 @@ def predict(
     """Classify images with the model's own preprocessing, in the order given.
 
     Files are read and decoded in threads while the model runs. The model predicts in evaluation mode; its training
-    flag is restored afterwards.
+    flag is restored after every batch.
 
     Args:
         model: A classifier from :func:`mixerzoo.create_model`.
@@ -70,6 +70,11 @@ def predict(
     """
     for name, value in (("top_k", top_k), ("batch_size", batch_size), ("threads", threads)):
         check_integer(name, value, minimum=1)
+    if not hasattr(model, "num_classes"):
+        raise ConfigError(
+            f"predict takes a model from create_model, not a {type(model).__name__}; of a wrapper such as DataParallel "
+            "give the model inside."
+        )
     num_classes, channels = getattr(model, "num_classes", 0), getattr(model, "in_chans", 3)
     if num_classes < 1 or getattr(model, "global_pool", "avg") != "avg":
         raise ConfigError(
@@ -99,33 +104,30 @@ def _predict(
     mode: Literal["RGB", "L"] = "L" if getattr(model, "in_chans", 3) == 1 else "RGB"
     parameter = next(model.parameters())
 
-    def read(item: _Item) -> Tensor | ImageError:
+    def read(source: str, item: _Item) -> Tensor | ImageError:
         try:
-            return transform(item.convert(mode) if isinstance(item, Image.Image) else load_image(item, mode))
+            if isinstance(item, Image.Image):
+                return transform(as_mode(item, mode, f"image {source}"))
+            return transform(load_image(item, mode))
         except ImageError as error:
             return error
 
-    was_training = model.training
-    model.eval()
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for batch in _read_ahead(pool, read, items, batch_size):
-                outcomes = [(source, future.result()) for source, future in batch]
-                tensors = [outcome for _, outcome in outcomes if isinstance(outcome, Tensor)]
-                ranked = iter(_rank(model, torch.stack(tensors).to(parameter), top_k) if tensors else ())
-                for source, outcome in outcomes:
-                    if isinstance(outcome, ImageError):
-                        yield Prediction(source, error=str(outcome))
-                    else:
-                        indices, probabilities = next(ranked)
-                        yield Prediction(source, tuple(names[i] for i in indices), tuple(probabilities))
-    finally:
-        model.train(was_training)
+    with ThreadPoolExecutor(threads) as pool:
+        for batch in _read_ahead(pool, read, items, batch_size):
+            outcomes = [(source, future.result()) for source, future in batch]
+            tensors = [outcome for _, outcome in outcomes if isinstance(outcome, Tensor)]
+            ranked = iter(_rank(model, torch.stack(tensors).to(parameter), top_k) if tensors else ())
+            for source, outcome in outcomes:
+                if isinstance(outcome, ImageError):
+                    yield Prediction(source, error=str(outcome))
+                else:
+                    indices, probabilities = next(ranked)
+                    yield Prediction(source, tuple(names[i] for i in indices), tuple(probabilities))
 
 
 def _read_ahead(
     pool: ThreadPoolExecutor,
-    read: Callable[[_Item], Tensor | ImageError],
+    read: Callable[[str, _Item], Tensor | ImageError],
     items: Iterator[_Item],
     batch_size: int,
 ) -> Iterator[list[tuple[str, Future[Tensor | ImageError]]]]:
@@ -133,9 +135,8 @@ def _read_ahead(
     numbered = enumerate(items)
     ahead = None
     while chunk := list(islice(numbered, batch_size)):
-        submitted = [
-            (str(i) if isinstance(item, Image.Image) else str(item), pool.submit(read, item)) for i, item in chunk
-        ]
+        named = [(str(i if isinstance(item, Image.Image) else item), item) for i, item in chunk]
+        submitted = [(source, pool.submit(read, source, item)) for source, item in named]
         if ahead is not None:
             yield ahead
         ahead = submitted
@@ -145,7 +146,12 @@ def _read_ahead(
 
 @torch.no_grad()
 def _rank(model: nn.Module, images: Tensor, top_k: int) -> Iterator[tuple[list[int], list[float]]]:
-    probabilities, indices = model(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+    was_training = model.training
+    model.eval()
+    try:
+        probabilities, indices = model(images).float().softmax(dim=-1).topk(top_k, dim=-1)
+    finally:
+        model.train(was_training)
     return zip(indices.tolist(), probabilities.tolist(), strict=True)
 
 

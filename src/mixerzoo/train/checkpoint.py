@@ -11,7 +11,7 @@ import torch
 from mixerzoo.errors import TrainingError
 from mixerzoo.weights.save import write_atomically
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "checkpoint.pt"
 
 

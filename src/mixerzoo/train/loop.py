@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from tqdm import tqdm
 
+from mixerzoo.data.folder import in_one_line
 from mixerzoo.errors import ConfigError, DataError, TrainingError
 from mixerzoo.inference.evaluate import Accuracy, eval_batches, evaluate
 from mixerzoo.model import Mixer
@@ -61,7 +62,8 @@ class _Run:
         self.recipe, self.options = recipe, options
         self.device = torch.device(options.device)
         self.model = model.to(self.device)
-        self.num_images = size = len(train_set)  # type: ignore[arg-type]
+        size = len(train_set)  # type: ignore[arg-type]
+        self.data = {"num_images": size, "classes": getattr(train_set, "classes", None)}
         self.sampler: DistributedSampler[Any] = DistributedSampler(train_set, num_replicas=1, rank=0, seed=recipe.seed)
         self.loader = DataLoader(
             train_set,
@@ -99,7 +101,7 @@ class _Run:
             disable=None if self.options.progress else True,  # None: shown on a terminal only
             leave=False,
         )
-        for i, (images, labels) in enumerate(bar):
+        for i, (images, labels) in enumerate(in_one_line(bar)):
             step = self.epoch * self.steps_per_epoch + i
             loss = self._train_step(images.to(self.device), labels.to(self.device), step)
             total += loss
@@ -157,7 +159,7 @@ class _Run:
                 "epoch": self.epoch,
                 "recipe": asdict(self.recipe),
                 "config": asdict(self.model.config),
-                "num_images": self.num_images,
+                "data": self.data,
                 "model": self.model.state_dict(),
                 "ema": self.ema.module.state_dict() if self.ema is not None else None,
                 "optimizer": self.optimizer.state_dict(),
@@ -168,15 +170,14 @@ class _Run:
         """Take up the state in ``out_dir``, if there is one.
 
         Raises:
-            TrainingError: It is damaged, or of a run with another recipe, model or number of images.
+            TrainingError: It is damaged, or of a run with another recipe, model, number of images or classes.
         """
         state = load_checkpoint(self.options.out_dir)
         if state is None:
             return
         check_same("recipe", state["recipe"], asdict(self.recipe), self.options.out_dir)
         check_same("model", state["config"], asdict(self.model.config), self.options.out_dir)
-        data = {"num_images": state["num_images"]}, {"num_images": self.num_images}
-        check_same("training split", *data, self.options.out_dir)
+        check_same("training split", state["data"], self.data, self.options.out_dir)
         self.model.load_state_dict(state["model"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
@@ -195,7 +196,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
             model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay, momentum=recipe.momentum
         )
     except ValueError as error:
-        raise ConfigError(f"opt={recipe.opt!r}: {error} (timm.optim.list_optimizers() names them all).") from None
+        raise ConfigError(
+            f"opt={recipe.opt!r} with momentum={recipe.momentum}: {error}. timm.optim.list_optimizers() names them all; "
+            "pip install 'mixerzoo[train]' brings a timm that has those of our recipes."
+        ) from None
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, steps_per_epoch: int) -> Scheduler:
@@ -234,7 +238,7 @@ def fit(
 
     Raises:
         TrainingError: The loss became NaN or infinite, or ``out_dir`` holds another run.
-        DataError: There is less than one batch of images.
+        DataError: There is less than one batch of images, or an image cannot be read.
     """
     out_dir = options.out_dir
     if not options.resume and (out_dir / FILE_NAME).exists():
@@ -246,11 +250,11 @@ def fit(
     while run.epoch < recipe.epochs:
         record: dict[str, Any] = {"epoch": run.epoch + 1, **run.train_epoch()}
         run.epoch += 1
+        run.save()
         if eval_set is not None:
             accuracy = run.evaluate(eval_set)
             record |= asdict(accuracy)
         _log(out_dir / "metrics.jsonl", record, show=options.progress)
-        run.save()
     if accuracy is None and eval_set is not None:  # resumed after the last epoch
         accuracy = run.evaluate(eval_set)
     if run.ema is not None:

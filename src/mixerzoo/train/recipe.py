@@ -72,6 +72,8 @@ class Recipe:
             check_number(name, getattr(self, name), minimum=0.0)
         for name in ("label_smoothing", "drop_path_rate", "ema_decay"):
             check_number(name, getattr(self, name), minimum=0.0, below=1.0)
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            raise ConfigError(f"batch_size={self.batch_size} must be even for mixup and cutmix, which pair images.")
         check_choice("schedule", self.schedule, get_args(Schedule))
         if self.warmup_epochs > self.epochs:
             raise ConfigError(f"warmup_epochs={self.warmup_epochs} is longer than the run of {self.epochs} epochs.")

@@ -64,11 +64,12 @@ def evaluate_folder(name: str, data: str | Path, options: RunOptions) -> Accurac
         options: ``device``, ``amp``, ``workers`` and ``progress`` are used.
 
     Raises:
-        DataError: The split is missing or empty, or has another number of classes than the model.
+        DataError: The split is missing or empty, or has other classes than the model.
         WeightsError: The weights cannot be had.
     """
     model = create_model(name, pretrained=True)
-    dataset = open_folder(data, EVAL_SPLITS, create_transform(model))
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("label_names")
+    dataset = open_folder(data, EVAL_SPLITS, create_transform(model), list(names) if names else None)
     if model.num_classes != len(dataset.classes):
         raise DataError(f"{name} has {model.num_classes} classes, the test split in {data} {len(dataset.classes)}.")
     return evaluate(

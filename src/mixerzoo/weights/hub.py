@@ -29,11 +29,14 @@ from mixerzoo.errors import HubError, HubUnreachableError
 
 _httpx = getattr(huggingface_hub.utils, "httpx", None) or import_module("httpx")  # clients before 1.30 have no choice
 
-REQUEST_TIMEOUT = 5.0
+REQUEST_TIMEOUT = 4.0
 """Seconds that one request for a file's metadata may wait for the server."""
 
-REACH_DEADLINE = 8.0
-"""Seconds after which the server counts as unreachable, name resolution and redirects included."""
+REACH_DEADLINE = 4.5
+"""Seconds after which the server counts as unreachable, name resolution and redirects included.
+
+A model needs two files at most, so the user knows within ten seconds.
+"""
 
 _T = TypeVar("_T")
 
@@ -173,7 +176,12 @@ def _explained(what: str) -> Iterator[None]:
         ) from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else "an error"
-        message = f"{what}: {endpoint} answered with status {status}; try again later."
+        remedy = "try again later"
+        if status in (401, 403):
+            remedy = "the token is missing, expired or lacks permission; log in with `hf auth login`"
+        elif status == 404:
+            remedy = "check the name"
+        message = f"{what}: {endpoint} answered with status {status}; {remedy}."
         server_failed = isinstance(status, int) and (status >= 500 or status == 429)
         raise (HubUnreachableError(message) if server_failed else HubError(message)) from None
     except (_httpx.HTTPError, _httpx.InvalidURL, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's

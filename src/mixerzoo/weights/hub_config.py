@@ -16,9 +16,18 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
 from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
-_SAME_NAME = ("img_size", "in_chans", "num_classes", "patch_size", "embed_dim", "global_pool", "drop_rate")
-_IGNORED_IF_FALSE = ("proj_drop_rate", "nlhb", "stem_norm", "drop_path_rate", "pretrained", "features_only")
-_INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "random")
+_SAME_NAME = (
+    "img_size",
+    "in_chans",
+    "num_classes",
+    "patch_size",
+    "embed_dim",
+    "global_pool",
+    "drop_rate",
+    "drop_path_rate",
+)
+_IGNORED_IF_FALSE = ("proj_drop_rate", "nlhb", "stem_norm", "pretrained", "features_only")
+_INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 
 # Far beyond any Mixer, and small enough that a hostile file cannot exhaust time or memory.
@@ -29,7 +38,8 @@ _LIMITS = {
     "channels_mlp_dim": 1_048_576,
     "in_chans": 4096,
 }
-_MAX_SIDE = 16_384
+_MAX_SIDE = 2048
+_MAX_PARAMETERS = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -98,6 +108,7 @@ def _parse(raw: Mapping[str, Any]) -> HubConfig:
     for name, limit in _LIMITS.items():
         check_integer(name, getattr(config, name), minimum=1, maximum=limit)
     check_integer("img_size", max(config.image_hw), minimum=1, maximum=_MAX_SIDE)
+    check_integer("the number of parameters", config.num_parameters, minimum=1, maximum=_MAX_PARAMETERS)
     pretrained_cfg.architecture = variant
     pretrained_cfg.num_classes = config.num_classes
     pretrained_cfg.input_size = (config.in_chans, *config.image_hw)
@@ -107,7 +118,8 @@ def _parse(raw: Mapping[str, Any]) -> HubConfig:
 def _default_act(tag: str | None, architecture: Any) -> str:
     """Google's tags want tanh; everything else called ``mixer_*_224`` was trained with timm's erf."""
     if architecture in VARIANTS:
-        return VARIANTS[architecture].config.act
+        row = WEIGHTS.get(f"{architecture}.{tag}")
+        return row.act if row is not None else VARIANTS[architecture].config.act
     google = {row.tag for row in WEIGHTS.values() if row.act == "tanh"} | {n.partition(".")[2] for n in MISLABELLED}
     return "tanh" if tag in google else "erf"
 
@@ -170,7 +182,7 @@ def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:
         if name in values:
             values[name] = _per_channel(values[name], channels, name)
     check_integer("num_classes", values.get("num_classes", 0), minimum=0)
-    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.01, below=1.01)
+    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.25, below=1.01)
     check_choice("interpolation", values.get("interpolation", "bicubic"), _INTERPOLATIONS)
     check_choice("crop_mode", values.get("crop_mode", "center"), ("center", "squash", "border"))
     if not isinstance(values.get("tag", ""), str):
@@ -183,7 +195,7 @@ def _per_channel(value: Any, channels: int, name: str) -> tuple[float, ...]:
     if len(numbers) not in (1, 3, channels):
         raise ConfigError(f"{name}={value!r} must be one number a channel.")
     for number in numbers:
-        check_number(name, number)
+        check_number(name, number, minimum=1e-6 if name == "std" else -1e6, below=1e6)
     return tuple(float(v) for v in numbers)
 
 

@@ -18,6 +18,7 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.errors import DamagedFileError, HubError, WeightsError
 from mixerzoo.model import Mixer
 from mixerzoo.weights import hub
+from mixerzoo.zoo import DEFAULT_TAGS
 
 WEIGHTS_FILE = "model.safetensors"
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".tar")
@@ -45,7 +46,15 @@ def locate_weights(source: PretrainedCfg, name: str, cache_dir: str | Path | Non
             f"{name} was released as a Flax file only ({source.url}), and this version of mixerzoo cannot convert "
             "such files yet: choose a tag with a Hub repository (mixerzoo info NAME shows the sources)."
         )
-    raise WeightsError(f"No weights were ever released for {name}; create the model without pretrained=True.")
+    variant = name.partition(".")[0]
+    if variant in DEFAULT_TAGS:
+        raise WeightsError(
+            f"The configuration names no source of weights for {name}: give file or hf_hub_id, or leave pretrained_cfg "
+            "out for the released weights."
+        )
+    raise WeightsError(
+        f"No weights were ever released for {variant}; variants that have some: {', '.join(DEFAULT_TAGS)}."
+    )
 
 
 def _in_folder(folder: Path) -> Path:
@@ -73,14 +82,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}.")
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         raise WeightsError(f"{path}: this version of mixerzoo cannot convert Flax files yet; give a safetensors file.")
-    if path.suffix in _PICKLED:
+    if path.suffix.lower() in _PICKLED:
         raise WeightsError(f"{path} is not a safetensors file. {_PICKLE_ADVICE}")
     try:
         return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+    except SafetensorError as error:
         raise DamagedFileError(f"{path} is not a whole safetensors file ({error}): fetch or write it again.") from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}).") from None
 
 
 def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.dtype = torch.float32) -> None:
@@ -106,8 +117,8 @@ def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.
         model.reset_classifier(0)
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("head.")}
     if model.in_chans != stored.in_chans:
-        kernel = tensors["stem.proj.weight"]
-        _check_shape("stem.proj.weight", kernel, (kernel.shape[0], stored.in_chans, *kernel.shape[2:]), path)
+        kernel, patch = tensors["stem.proj.weight"], stored.patch_size
+        _check_shape("stem.proj.weight", kernel, (stored.embed_dim, stored.in_chans, patch, patch), path)
         tensors["stem.proj.weight"] = _adapt_stem(kernel, model.in_chans)
     for name, parameter in model.state_dict().items():
         _check_shape(name, tensors[name], tuple(parameter.shape), path)
