@@ -28,6 +28,8 @@ def test_overrides():
     assert recipe.augmentation.pad == 2
     assert recipe.augmentation.crop_area == (0.1, 0.9)
     assert QUICK.lr == 1e-3  # the original is untouched
+    longer = QUICK.override(["warmup_epochs=5", "epochs=9"])  # checked together, not one after the other
+    assert (longer.warmup_epochs, longer.epochs) == (5.0, 9)
 
 
 @pytest.mark.parametrize(

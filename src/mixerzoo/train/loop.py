@@ -197,8 +197,8 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     except ValueError as error:
         raise ConfigError(
-            f"opt={recipe.opt!r} with momentum={recipe.momentum}: {error}. timm.optim.list_optimizers() names them all; "
-            "pip install 'mixerzoo[train]' brings a timm that has those of our recipes."
+            f"opt={recipe.opt!r} with momentum={recipe.momentum}: {error}. timm.optim.list_optimizers() names them "
+            "all; pip install 'mixerzoo[train]' brings a timm that has those of our recipes."
         ) from None
 
 

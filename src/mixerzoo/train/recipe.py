@@ -84,28 +84,28 @@ class Recipe:
         Raises:
             ConfigError: An unknown field (near misses are listed) or a value of the wrong type.
         """
-        recipe = self
+        changes: dict[str, Any] = {}
+        nested: dict[str, Any] = {}
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals:
                 raise ConfigError(f"{setting!r} is not of the form field=value.")
-            outer, dot, inner = name.partition(".")
-            if dot and outer == "augmentation":
-                recipe = dataclasses.replace(recipe, augmentation=_replace_field(recipe.augmentation, inner, text))
+            if name.startswith("augmentation."):
+                name = name.partition(".")[2]
+                nested[name] = _field_value(self.augmentation, name, text)
             else:
-                recipe = _replace_field(recipe, name, text)
-        return recipe
+                changes[name] = _field_value(self, name, text)
+        augmentation = dataclasses.replace(self.augmentation, **nested)
+        return dataclasses.replace(self, **changes, augmentation=augmentation)
 
 
-def _replace_field(config: Any, name: str, text: str) -> Any:
+def _field_value(config: Recipe | Augmentation, name: str, text: str) -> Any:
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "augmentation"}
     if name not in known:
         raise ConfigError(f"{type(config).__name__} has no field {name!r}.{did_you_mean(name, known)}")
     try:
-        return dataclasses.replace(config, **{name: _parse(text, like=known[name])})
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
+        return _parse(text, like=known[name])
+    except ValueError:
         raise ConfigError(f"{name}={text!r}: expected a value like {known[name]!r}.") from None
 
 
