@@ -27,7 +27,10 @@ def train_command(
         str | None, typer.Option(help="What to evaluate, for instance local-dir:runs/1; else the recipe's variant.")
     ] = None,
     device: Annotated[str, typer.Option(help="Where to run, for instance cpu or cuda.")] = "cpu",
-    amp: Annotated[bool, typer.Option(help="bfloat16 autocast.")] = True,
+    amp: Annotated[
+        bool | None,
+        typer.Option("--amp/--no-amp", help="bfloat16 autocast.  [default: amp to train, no-amp to evaluate]"),
+    ] = None,
     compile: Annotated[bool, typer.Option(help="Train through torch.compile.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that read and augment images.")] = 2,
     half: Annotated[bool, typer.Option("--half", help="Write the final weights in float16.")] = False,
@@ -41,7 +44,7 @@ def train_command(
     options = RunOptions(
         out or Path(),
         device=str(usable_device(device)),
-        amp=amp,
+        amp=not eval_only if amp is None else amp,
         compile=compile,
         workers=workers,
         resume=resume,
