@@ -146,7 +146,7 @@ def _within(seconds: float, call: Callable[[], _T]) -> _T:
     except FutureTimeoutError:
         if outcome.done():
             raise
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
 
 
 @contextmanager
