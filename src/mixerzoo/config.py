@@ -6,7 +6,6 @@ of the channel-mixing MLP.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -74,7 +73,7 @@ class MixerConfig:
         check_integer("num_classes", self.num_classes, minimum=0)
         for name in ("drop_rate", "drop_path_rate"):
             check_number(name, getattr(self, name), minimum=0.0, below=1.0)
-        check_number("norm_eps", self.norm_eps, minimum=sys.float_info.min)
+        check_number("norm_eps", self.norm_eps, above=0.0)
         check_number("head_bias", self.head_bias)
         if not isinstance(self.drop_path_rescale, bool):
             raise ConfigError(f"drop_path_rescale={self.drop_path_rescale!r} must be True or False.")

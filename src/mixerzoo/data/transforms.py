@@ -63,7 +63,7 @@ class Augmentation:
         check_choice("augmentation.crop", self.crop, ("inception", "pad"))
         check_integer("augmentation.pad", self.pad, minimum=0)
         for name in ("hflip", "random_erasing"):
-            check_number(f"augmentation.{name}", getattr(self, name), minimum=0.0, below=1.0 + 1e-9)
+            check_number(f"augmentation.{name}", getattr(self, name), minimum=0.0, maximum=1.0)
         smallest, largest = self.crop_area
         if not 0.0 < smallest <= largest <= 1.0:
             raise ConfigError(f"augmentation.crop_area={self.crop_area!r} must be two fractions of the image in order.")

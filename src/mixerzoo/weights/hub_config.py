@@ -182,7 +182,7 @@ def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:
         if name in values:
             values[name] = _per_channel(values[name], channels, name)
     check_integer("num_classes", values.get("num_classes", 0), minimum=0)
-    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.25, below=1.01)
+    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.25, maximum=1.0)
     check_choice("interpolation", values.get("interpolation", "bicubic"), _INTERPOLATIONS)
     check_choice("crop_mode", values.get("crop_mode", "center"), ("center", "squash", "border"))
     if not isinstance(values.get("tag", ""), str):
