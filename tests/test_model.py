@@ -5,14 +5,13 @@ import inspect
 import math
 
 import pytest
-import reference
 import timm
 import torch
 from helpers import TINY, randomise, relative_error, state_of
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from mixerzoo import Mixer, MixerBlock, MixerConfig
+from mixerzoo import Mixer, MixerBlock, MixerConfig, reference
 from mixerzoo.config import PRESETS
 from mixerzoo.errors import ConfigError, InputSizeError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import timm
 import torch
@@ -14,11 +14,15 @@ from torch import nn
 from torchvision.transforms import Compose
 
 from mixerzoo import timm_registry
+from mixerzoo.checks import check_choice
 from mixerzoo.config import Gelu, GlobalPool
 from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
 from mixerzoo.errors import ConfigError
 from mixerzoo.model import Mixer
-from mixerzoo.names import check_cfg_keys, get_pretrained_cfg, resolve
+from mixerzoo.names import Resolved, check_cfg_keys, get_pretrained_cfg, resolve
+from mixerzoo.resize import Resize
+
+WeightSource: TypeAlias = Literal["hub", "npz"]
 
 
 def create_model(
@@ -28,7 +32,8 @@ def create_model(
     num_classes: int | None = None,
     in_chans: int | None = None,
     img_size: int | tuple[int, int] | None = None,
-    resize: Literal["tile", "interpolate"] | None = None,
+    resize: Resize | None = None,
+    source: WeightSource | None = None,
     act: Gelu | None = None,
     tokens_mlp_dim: int | None = None,
     drop_rate: float | None = None,
@@ -52,7 +57,14 @@ def create_model(
         num_classes: Outputs of the head; another number than the weights' gives a new head of zeros, 0 none.
         in_chans: Channels of the input; the stem's weights are adapted by timm's rule.
         img_size: Height and width of the input in pixels, or one integer.
-        resize: How weights are carried to another image size; not available in this version, leave it None.
+        resize: How weights are carried to another image size. ``"tile"`` is the paper's scheme (appendix C) for whole
+            multiples of the patch grid: each tile of the image gets its own copy of the token-mixing weights, whose
+            hidden width grows as often. ``"interpolate"`` resamples the weights to any grid and keeps the width. None
+            tiles where the sides are whole multiples and interpolates elsewhere; without weights the widths stay the
+            variant's unless ``"tile"`` is asked for.
+        source: Where a tag's weights come from: ``"hub"`` for the Hugging Face Hub, ``"npz"`` for Google's Flax file
+            (converted once and kept). None takes the Hub's where there are some, and the Flax file where there are
+            none or the Hub cannot be reached.
         act: GELU flavour; None takes the weights' own, ``"tanh"`` for Google's and ``"erf"`` for MIIL's.
         tokens_mlp_dim: Hidden width of the token-mixing MLP.
         drop_rate: Dropout probability before the head.
@@ -78,11 +90,6 @@ def create_model(
         WeightsError: The weights are absent, damaged or do not fit.
         HubError: A download failed; within ten seconds if the server cannot be reached.
     """
-    if resize is not None:
-        raise ConfigError(
-            f"resize={resize!r}: this version of mixerzoo cannot carry weights to another resolution yet; leave "
-            "resize=None and img_size at the weights' own."
-        )
     if out_indices is not None and not features_only:
         raise ConfigError("out_indices is for features_only=True.")
     if dtype is not None and not dtype.is_floating_point:
@@ -105,8 +112,11 @@ def create_model(
         "dtype": dtype,
         "cache_dir": cache_dir,
         "checkpoint_path": checkpoint_path,
+        "resize": resize,
     }
     arguments = {key: value for key, value in chosen.items() if value is not None}
+    if source is not None:
+        overlay = _only_from(source, resolved, overlay)
     if resolved.stored is not None:
         arguments = dataclasses.asdict(resolved.stored) | arguments
     return timm_registry.build(
@@ -117,6 +127,16 @@ def create_model(
         stored=resolved.stored,
         **arguments,
     )
+
+
+def _only_from(source: WeightSource, resolved: Resolved, overlay: dict[str, Any]) -> dict[str, Any]:
+    """The overlay that leaves one source of weights."""
+    check_choice("source", source, get_args(WeightSource))
+    kept, dropped = ("hf_hub_id", "url") if source == "hub" else ("url", "hf_hub_id")
+    if not overlay.get(kept, getattr(resolved.cfg, kept)):
+        what = "Hub repository" if source == "hub" else "Flax file"
+        raise ConfigError(f"source={source!r}: there is no {what} with these weights; leave source out.")
+    return overlay | {dropped: None}
 
 
 def data_config(model_or_name: nn.Module | str) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.errors import ConfigError, InputSizeError
+from mixerzoo.resize import Resize, carried, resize_module
 
 
 @torch.fx.wrap  # a leaf for symbolic tracing: the check compares concrete sizes
@@ -30,7 +31,7 @@ def _check_images(shape: torch.Size, in_chans: int, image_hw: tuple[int, int]) -
         raise InputSizeError(
             f"The model takes images of shape (batch, {in_chans}, {image_hw[0]}, {image_hw[1]}) but got "
             f"{tuple(shape)}: resize them (mixerzoo.create_transform does), or create the model with another "
-            "img_size or in_chans."
+            "img_size or in_chans (model.set_input_size changes the former)."
         )
 
 
@@ -342,6 +343,25 @@ class Mixer(nn.Module):
         if prune_head:
             self.reset_classifier(0, "")
         return take
+
+    def set_input_size(self, img_size: int | tuple[int, int], *, resize: Resize | None = None) -> None:
+        """Carry the model to another image size, in place; everything but token mixing stays as it is.
+
+        Token-mixing parameters are new objects afterwards: create optimisers and averages of weights later.
+
+        Args:
+            img_size: Height and width of the new input in pixels; one integer for a square image.
+            resize: ``"tile"`` (paper, appendix C) mixes each tile of the image, as large as the old one, by its own
+                copy of the weights: the token-mixing MLP becomes as many times wider. ``"interpolate"`` resamples the
+                weights to any grid and keeps the width. None tiles where the sides are whole multiples of the old.
+
+        Raises:
+            ConfigError: No size, or no whole multiple with ``resize="tile"``; the model is unchanged.
+        """
+        new = carried(self.config, dataclasses.replace(self.config, img_size=image_size(img_size)), resize)
+        for block in self.blocks:
+            resize_module(block.mlp_tokens, self.config.grid_size, new.grid_size, resize)  # type: ignore[arg-type]
+        self.config, self.stem.image_hw = new, new.image_hw
 
     def get_classifier(self) -> nn.Module:
         """Return the head: ``nn.Linear``, or ``nn.Identity`` with 0 classes."""

@@ -23,6 +23,7 @@ from torch import nn
 
 from mixerzoo.config import MixerConfig, image_size
 from mixerzoo.model import Mixer
+from mixerzoo.resize import Resize, carried
 from mixerzoo.weights.load import load_from, load_weights
 from mixerzoo.zoo import (
     CIFAR10_LABELS,
@@ -44,7 +45,7 @@ _ALWAYS: dict[str, Any] = {"fixed_input_size": True, "first_conv": "stem.proj", 
 def _weights_cfg(row: WeightTag) -> PretrainedCfg:
     config = VARIANTS[row.variant].config
     return PretrainedCfg(
-        url=row.npz_url if row.hub_id is None else None,
+        url=row.npz_url,
         file=str(_ASSETS / row.asset) if row.asset else None,
         hf_hub_id=row.hub_id,
         input_size=(config.in_chans, *config.image_hw),
@@ -109,6 +110,7 @@ def build(
     out_indices: int | tuple[int, ...] = 3,
     checkpoint_path: str | Path | None = None,
     stored: MixerConfig | None = None,
+    resize: Resize | None = None,
     pretrained_model_args: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> nn.Module:
@@ -123,6 +125,7 @@ def build(
         out_indices: Layers that ``features_only=True`` returns.
         checkpoint_path: Load this file instead; it must fit the model exactly.
         stored: Sizes of the stored weights where they are not the variant's own.
+        resize: How weights, or the variant's widths, are carried to another image size.
         pretrained_model_args: The same as timm says it: arguments that the stored weights were saved with.
         **kwargs: Fields of :class:`mixerzoo.MixerConfig`, ``features_only``, ``device`` and ``dtype``, as timm's
             convention passes them.
@@ -151,9 +154,13 @@ def build(
 
     def construct(**fields: Any) -> Mixer:
         device, dtype = fields.pop("device", None), fields.pop("dtype", None)
+        config = MixerConfig(**fields | {"img_size": image_size(fields["img_size"])})
+        from_source = pretrained and checkpoint_path is None
+        if from_source or resize is not None:
+            config = carried(stored, config, resize)
         if not pretrained and checkpoint_path is None:
-            return Mixer(**fields, device=device, dtype=dtype)
-        model = Mixer(**fields, device="meta")
+            return Mixer.from_config(config, device=device, dtype=dtype)
+        model = Mixer.from_config(config, device="meta")
         if checkpoint_path is not None:
             load_weights(model, Path(checkpoint_path), stored=model.config, dtype=dtype or torch.float32)
         else:
@@ -162,6 +169,7 @@ def build(
                 cfg,
                 name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
                 stored=stored,
+                resize=resize,
                 cache_dir=cache_dir,
                 dtype=dtype or torch.float32,
             )

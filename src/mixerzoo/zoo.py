@@ -7,7 +7,7 @@ measured figures with their source; where there is none the row is empty.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -112,6 +112,11 @@ class WeightTag:
     def name(self) -> str:
         """``variant.tag``."""
         return f"{self.variant}.{self.tag}"
+
+    @property
+    def config(self) -> MixerConfig:
+        """Sizes and numerics of the weights."""
+        return replace(VARIANTS[self.variant].config, act=self.act, num_classes=self.num_classes)
 
 
 VARIANTS: Mapping[str, Variant] = MappingProxyType(

@@ -92,4 +92,4 @@ def _where(row: WeightTag) -> str:
         return "in the package"
     if row.hub_id:
         return f"https://huggingface.co/{row.hub_id}"
-    return f"{row.npz_url} (Flax file; not loaded by this version)"
+    return f"{row.npz_url} (converted once)"

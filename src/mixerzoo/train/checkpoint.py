@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixerzoo.errors import TrainingError
-from mixerzoo.weights.save import write_atomically
+from mixerzoo.weights.atomic import write_atomically
 
 FORMAT = 2
 FILE_NAME = "checkpoint.pt"

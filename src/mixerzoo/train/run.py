@@ -12,9 +12,9 @@ from mixerzoo.errors import DataError
 from mixerzoo.factory import create_model, create_transform, data_config
 from mixerzoo.inference.evaluate import Accuracy, eval_batches, evaluate
 from mixerzoo.model import Mixer
+from mixerzoo.publish import save_model
 from mixerzoo.train.loop import RunOptions, fit
 from mixerzoo.train.recipe import Recipe
-from mixerzoo.weights.save import save_folder
 
 
 def train(recipe: Recipe, data: str | Path, options: RunOptions) -> Accuracy:
@@ -44,12 +44,11 @@ def train(recipe: Recipe, data: str | Path, options: RunOptions) -> Accuracy:
     model.reset_classifier(len(train_set.classes))
     accuracy = fit(model, recipe, train_set, eval_set, options)
     assert accuracy is not None  # there is a test split
-    save_folder(
+    save_model(
         model,
         options.out_dir,
-        variant=recipe.model,
-        preprocessing=preprocessing,
         label_names=train_set.classes,
+        preprocessing=preprocessing,
         dtype=options.weights_dtype,
     )
     return accuracy

@@ -14,6 +14,7 @@ from timm.models import PretrainedCfg
 from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
+from mixerzoo.weights.sizes import check_limits
 from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
 _SAME_NAME = (
@@ -30,16 +31,7 @@ _IGNORED_IF_FALSE = ("proj_drop_rate", "nlhb", "stem_norm", "pretrained", "featu
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
 _SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
 
-# Far beyond any Mixer, and small enough that a hostile file cannot exhaust time or memory.
-_LIMITS = {
-    "depth": 512,
-    "embed_dim": 65_536,
-    "tokens_mlp_dim": 1_048_576,
-    "channels_mlp_dim": 1_048_576,
-    "in_chans": 4096,
-}
 _MAX_SIDE = 2048
-_MAX_PARAMETERS = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -82,6 +74,8 @@ def read_hub_config(path: Path, where: str) -> HubConfig:
 
 def _parse(raw: Mapping[str, Any]) -> HubConfig:
     """Check a parsed ``config.json``; both timm's nested form and its older flat one are understood."""
+    if "architecture" not in raw:
+        raw = _from_configilm(raw)
     architecture = raw.get("architecture")
     variant = TIMM_VARIANTS.get(str(architecture), str(architecture))
     if variant not in VARIANTS:
@@ -105,14 +99,38 @@ def _parse(raw: Mapping[str, Any]) -> HubConfig:
     fields.setdefault("img_size", pretrained_cfg.input_size[1:])
     fields.setdefault("act", _default_act(pretrained_cfg.tag, architecture))
     config = dataclasses.replace(VARIANTS[variant].config, **fields)
-    for name, limit in _LIMITS.items():
-        check_integer(name, getattr(config, name), minimum=1, maximum=limit)
     check_integer("img_size", max(config.image_hw), minimum=1, maximum=_MAX_SIDE)
-    check_integer("the number of parameters", config.num_parameters, minimum=1, maximum=_MAX_PARAMETERS)
+    check_limits(config)
     pretrained_cfg.architecture = variant
     pretrained_cfg.num_classes = config.num_classes
     pretrained_cfg.input_size = (config.in_chans, *config.image_hw)
     return HubConfig(variant, config, pretrained_cfg)
+
+
+def _from_configilm(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What ConfigILM's classifiers (BigEarthNet's Mixers, for instance) say of themselves, in timm's words.
+
+    Its ``ILMConfiguration`` is stored under ``config`` by huggingface_hub's model mixin; it has the timm name, the
+    channels, classes and a square image size, and nothing of preprocessing.
+    """
+    described = raw.get("config", raw)
+    if not isinstance(described, Mapping) or "timm_model_name" not in described:
+        return raw
+    names = {
+        "image_size": "img_size",
+        "channels": "in_chans",
+        "drop_rate": "drop_rate",
+        "drop_path_rate": "drop_path_rate",
+    }
+    arguments = {ours: described[theirs] for theirs, ours in names.items() if described.get(theirs) is not None}
+    size, channels = arguments.get("img_size", 120), arguments.get("in_chans", 3)  # ConfigILM's defaults
+    variant, _, tag = str(described["timm_model_name"]).partition(".")
+    return {
+        "architecture": variant,
+        "num_classes": described.get("classes", 10),
+        "model_args": arguments,
+        "pretrained_cfg": {"input_size": [channels, size, size], "tag": tag or None},
+    } | ({"label_names": list(described["class_names"])} if described.get("class_names") else {})
 
 
 def _default_act(tag: str | None, architecture: Any) -> str:

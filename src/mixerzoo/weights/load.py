@@ -6,30 +6,33 @@ stem, and assigned. Pages are read when the forward pass first touches them.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import PretrainedCfg
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import DamagedFileError, HubError, WeightsError
 from mixerzoo.model import Mixer
+from mixerzoo.resize import Resize, choose_resize, resize_token_mlp
 from mixerzoo.weights import hub
+from mixerzoo.weights.files import PICKLE_ADVICE, PICKLED, WEIGHTS_FILE, read_state_dict
+from mixerzoo.weights.official import official_weights
 from mixerzoo.zoo import DEFAULT_TAGS
 
-WEIGHTS_FILE = "model.safetensors"
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".tar")
 
-
-def locate_weights(source: PretrainedCfg, name: str, cache_dir: str | Path | None = None) -> Path:
-    """Return the local file with the weights that ``source`` describes, downloading it if need be.
+def locate_weights(
+    source: PretrainedCfg, name: str, *, stored: MixerConfig, cache_dir: str | Path | None = None
+) -> Path:
+    """Return the local file with the weights that ``source`` describes, downloading and converting it if need be.
 
     Args:
-        source: ``file`` (a file or a folder), else ``hf_hub_id`` (with an optional ``@revision``).
+        source: ``file`` (a file or a folder), else ``hf_hub_id`` (with an optional ``@revision``), else ``url`` (an
+            official Flax file), which also steps in where the Hub does not have the weights or cannot be reached.
         name: What to call the weights in messages.
+        stored: The sizes that the weights are known to have.
         cache_dir: The Hub cache; None for huggingface_hub's own.
 
     Raises:
@@ -40,12 +43,14 @@ def locate_weights(source: PretrainedCfg, name: str, cache_dir: str | Path | Non
         path = Path(source.file)
         return _in_folder(path) if path.is_dir() else path
     if source.hf_hub_id:
-        return hub.fetch(source.hf_hub_id, WEIGHTS_FILE, cache_dir=cache_dir)
+        try:
+            return hub.fetch(source.hf_hub_id, WEIGHTS_FILE, cache_dir=cache_dir)
+        except HubError as error:
+            if not source.url:
+                raise
+            return _official_instead(source.url, name, error, stored, cache_dir)
     if source.url:
-        raise WeightsError(
-            f"{name} was released as a Flax file only ({source.url}), and this version of mixerzoo cannot convert "
-            "such files yet: choose a tag with a Hub repository (mixerzoo info NAME shows the sources)."
-        )
+        return official_weights(source.url, name, stored=stored, cache_dir=cache_dir)
     variant = name.partition(".")[0]
     if variant in DEFAULT_TAGS:
         raise WeightsError(
@@ -57,60 +62,65 @@ def locate_weights(source: PretrainedCfg, name: str, cache_dir: str | Path | Non
     )
 
 
+def _official_instead(url: str, name: str, error: HubError, stored: MixerConfig, cache_dir: str | Path | None) -> Path:
+    """The official Flax file where the Hub's copy cannot be had; where neither can, both reasons."""
+    try:
+        path = official_weights(url, name, stored=stored, cache_dir=cache_dir)
+    except HubError as second:
+        raise type(error)(f"{error} Nor can its original be had: {second}") from None
+    warnings.warn(f"Using the official Flax file of {name}, because {error}", UserWarning, stacklevel=2)
+    return path
+
+
 def _in_folder(folder: Path) -> Path:
     path = folder / WEIGHTS_FILE
     if path.is_file():
         return path
-    others = sorted(p.name for p in folder.iterdir() if p.suffix in _PICKLED)
+    others = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLED)
     if others:
-        raise WeightsError(f"{folder} has {others[0]} but no {WEIGHTS_FILE}. {_PICKLE_ADVICE}")
+        raise WeightsError(f"{folder} has {others[0]} but no {WEIGHTS_FILE}. {PICKLE_ADVICE}")
     raise WeightsError(f"{folder} has no {WEIGHTS_FILE}.")
 
 
-_PICKLE_ADVICE = (
-    "Pickled checkpoints can run code and are not loaded: open it with torch.load(path, weights_only=True) and store "
-    "the state dict with safetensors.torch.save_file."
-)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Map a safetensors file into memory.
-
-    Raises:
-        DamagedFileError: It is no whole safetensors file.
-        WeightsError: It is missing, or of another format (a pickle, for instance).
-    """
-    if not path.is_file():
-        raise WeightsError(f"There is no weights file {path}.")
-    if path.suffix.lower() == ".npz":
-        raise WeightsError(f"{path}: this version of mixerzoo cannot convert Flax files yet; give a safetensors file.")
-    if path.suffix.lower() in _PICKLED:
-        raise WeightsError(f"{path} is not a safetensors file. {_PICKLE_ADVICE}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise DamagedFileError(f"{path} is not a whole safetensors file ({error}): fetch or write it again.") from None
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error}).") from None
-
-
-def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.dtype = torch.float32) -> None:
+def load_weights(
+    model: Mixer,
+    path: Path,
+    *,
+    stored: MixerConfig,
+    resize: Resize | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Assign the weights in ``path`` to ``model``, strictly.
 
     The head is replaced by a freshly initialised one where the model has another number of classes than the file,
-    and the stem is adapted to another number of input channels by timm's rule (sum for one channel; otherwise
-    repeated and rescaled so that activations keep their size). Everything else must fit.
+    the stem is adapted to another number of input channels by timm's rule (sum for one channel; otherwise repeated
+    and rescaled so that activations keep their size), and token mixing is carried to another patch grid. Everything
+    else must fit.
 
     Args:
         model: Built on the meta device (or anywhere; its parameters are replaced).
         path: A safetensors file with timm's parameter names.
         stored: Sizes of the weights in the file.
+        resize: How token mixing is carried; None tiles where the grid's sides are whole multiples.
         dtype: Type of the resulting parameters; equal types are not copied.
 
     Raises:
         WeightsError: A missing, unexpected or misshapen tensor; the message names it.
     """
-    tensors = read_state_dict(path)
+    assign_weights(model, read_state_dict(path), path, stored=stored, resize=resize, dtype=dtype)
+
+
+def assign_weights(
+    model: Mixer,
+    tensors: dict[str, Tensor],
+    path: Path,
+    *,
+    stored: MixerConfig,
+    resize: Resize | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """:func:`load_weights` for tensors that were read already; ``path`` is what to call them."""
+    tensors = dict(tensors)
     _check_names(tensors, model, stored, path)
     num_classes, same_head = model.num_classes, model.num_classes == stored.num_classes
     if not same_head:
@@ -120,6 +130,8 @@ def load_weights(model: Mixer, path: Path, *, stored: MixerConfig, dtype: torch.
         kernel, patch = tensors["stem.proj.weight"], stored.patch_size
         _check_shape("stem.proj.weight", kernel, (stored.embed_dim, stored.in_chans, patch, patch), path)
         tensors["stem.proj.weight"] = _adapt_stem(kernel, model.in_chans)
+    if model.config.grid_size != stored.grid_size:
+        _carry_token_mixing(tensors, stored, model.config, resize, path)
     for name, parameter in model.state_dict().items():
         _check_shape(name, tensors[name], tuple(parameter.shape), path)
         tensors[name] = tensors[name].to(dtype)
@@ -134,6 +146,7 @@ def load_from(
     *,
     name: str,
     stored: MixerConfig,
+    resize: Resize | None = None,
     cache_dir: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -142,25 +155,14 @@ def load_from(
     Raises:
         WeightsError: See :func:`locate_weights` and :func:`load_weights`.
     """
-    asked = model.config
-    if (asked.grid_size, asked.tokens_mlp_dim) != (stored.grid_size, stored.tokens_mlp_dim):
-        raise WeightsError(
-            f"The weights of {name} are for {stored.grid_size[0]} x {stored.grid_size[1]} patches and a token-mixing "
-            f"width of {stored.tokens_mlp_dim}; the model asked for has {asked.grid_size[0]} x {asked.grid_size[1]} "
-            f"and {asked.tokens_mlp_dim}. This version of mixerzoo cannot carry weights to another resolution yet: "
-            "leave img_size and tokens_mlp_dim at the weights' own."
-        )
-    path = locate_weights(source, name, cache_dir)
+    path = locate_weights(source, name, stored=stored, cache_dir=cache_dir)
     try:
-        load_weights(model, path, stored=stored, dtype=dtype)
+        load_weights(model, path, stored=stored, resize=resize, dtype=dtype)
     except DamagedFileError as error:
-        if source.file or not source.hf_hub_id:
+        if source.file:
             raise
         hub.discard(path)
-        raise HubError(
-            f"{WEIGHTS_FILE} of the Hub repository {source.hf_hub_id} is damaged and was removed from the cache: "
-            f"try again. ({error})"
-        ) from None
+        raise HubError(f"The copy of {name} in the cache is damaged and was removed: try again. ({error})") from None
 
 
 def _check_names(tensors: dict[str, Tensor], model: Mixer, stored: MixerConfig, path: Path) -> None:
@@ -195,6 +197,25 @@ def _adapt_stem(kernel: Tensor, in_chans: int) -> Tensor:
         return kernel.sum(dim=1, keepdim=True)
     repeats = -(-in_chans // stored)
     return kernel.repeat(1, repeats, 1, 1)[:, :in_chans] * (stored / in_chans)
+
+
+def _carry_token_mixing(
+    tensors: dict[str, Tensor], stored: MixerConfig, wanted: MixerConfig, resize: Resize | None, path: Path
+) -> None:
+    """Replace the token-mixing tensors by those for the grid of ``wanted``, computed in float32 at least."""
+    scheme = choose_resize(stored.grid_size, wanted.grid_size, resize)
+    tokens, width = stored.num_tokens, stored.tokens_mlp_dim
+    shapes = {"fc1.weight": (width, tokens), "fc1.bias": (width,), "fc2.weight": (tokens, width), "fc2.bias": (tokens,)}
+    for i in range(stored.depth):
+        names = {part: f"blocks.{i}.mlp_tokens.{part}" for part in shapes}
+        for part, shape in shapes.items():
+            _check_shape(names[part], tensors[names[part]], shape, path)
+        state = {
+            part: tensors[name].to(torch.promote_types(tensors[name].dtype, torch.float32))
+            for part, name in names.items()
+        }
+        for part, tensor in resize_token_mlp(state, stored.grid_size, wanted.grid_size, scheme).items():
+            tensors[names[part]] = tensor
 
 
 def _first(names: list[str]) -> str:

@@ -1,71 +1,128 @@
-"""Writing a model as a folder that ``local-dir:`` names load, here and in timm (after ``import mixerzoo``)."""
+"""Writing a model as a folder that ``local-dir:`` names load, here and in timm.
+
+``config.json`` names timm's architecture and arguments where timm can express the model, so that plain timm and
+Hugging Face's timm wrapper load it; our own fields stand under ``mixerzoo``, which they ignore. Other models name our
+architecture, which timm knows after ``import mixerzoo``.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
-from mixerzoo.model import Mixer
-from mixerzoo.weights.load import WEIGHTS_FILE
+from mixerzoo.config import PRESETS, MixerConfig
+from mixerzoo.weights.atomic import write_atomically
+from mixerzoo.weights.card import model_card
+from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors
+from mixerzoo.zoo import TIMM_VARIANTS, WeightTag
 
+CONFIG_FILE = "config.json"
+CARD_FILE = "README.md"
 _DESCRIPTION = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, flush it to disk, and move it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_TIMM_NAMES = {ours: theirs for theirs, ours in TIMM_VARIANTS.items()}
 
 
 def save_folder(
-    model: Mixer,
+    tensors: Mapping[str, Tensor],
     folder: Path,
     *,
+    config: MixerConfig,
     variant: str,
-    preprocessing: dict[str, Any],
+    preprocessing: Mapping[str, Any],
     label_names: Sequence[str] | None = None,
-    dtype: torch.dtype = torch.float32,
+    row: WeightTag | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write ``folder/config.json`` and ``folder/model.safetensors``, each in one move.
+    """Write ``model.safetensors``, ``config.json`` and, unless there is one, a model card; each in one move.
 
     Args:
-        model: The model; its configuration is stored field by field.
+        tensors: Every parameter under timm's name.
         folder: Created if need be.
+        config: The model's configuration, which is stored field by field.
         variant: The architecture's name in the zoo.
         preprocessing: timm's data config (``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``).
         label_names: Names of the classes, in the order of the outputs.
-        dtype: Type of the stored tensors.
+        row: The released checkpoint that it is, if it is one.
+        origin: For the card: where the weights come from.
+
+    Raises:
+        WeightsError: The weights cannot be stored.
     """
-    config: dict[str, Any] = {
-        "architecture": variant,
-        "num_classes": model.num_classes,
-        "num_features": model.num_features,
-        "model_args": dataclasses.asdict(model.config),
+    stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    write_tensors(stored, folder / WEIGHTS_FILE)
+    described = folder_config(config, variant, preprocessing, label_names=label_names, row=row)
+    text = json.dumps(described, indent=2) + "\n"
+    write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
+    if not (folder / CARD_FILE).exists():
+        architecture = described["architecture"]
+        card = model_card(variant, config, preprocessing, architecture=architecture, row=row, origin=origin)
+        write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def folder_config(
+    config: MixerConfig,
+    variant: str,
+    preprocessing: Mapping[str, Any],
+    *,
+    label_names: Sequence[str] | None = None,
+    row: WeightTag | None = None,
+) -> dict[str, Any]:
+    """The content of ``config.json``; arguments as for :func:`save_folder`."""
+    own = dataclasses.asdict(config)
+    arguments = timm_arguments(config, variant)
+    described = {name: preprocessing[name] for name in _DESCRIPTION if name in preprocessing}
+    content: dict[str, Any] = {
+        "architecture": variant if arguments is None else _TIMM_NAMES[variant],
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": config.global_pool,
+        "model_args": own if arguments is None else arguments,
         "pretrained_cfg": {
-            "input_size": [model.in_chans, *model.config.image_hw],
+            "tag": row.tag if row else None,
+            "custom_load": False,
+            "input_size": [config.in_chans, *config.image_hw],
             "fixed_input_size": True,
-            "num_classes": model.num_classes,
+            **described,
+            "num_classes": config.num_classes,
+            "pool_size": None,
             "first_conv": "stem.proj",
             "classifier": "head",
-        }
-        | {name: preprocessing[name] for name in _DESCRIPTION if name in preprocessing},
+            "license": row.license if row else None,
+        },
+        "mixerzoo": own,
     }
     if label_names is not None:
-        config["label_names"] = list(label_names)
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
+        content["label_names"] = list(label_names)
+    return content
+
+
+def timm_arguments(config: MixerConfig, variant: str) -> dict[str, Any] | None:
+    """Arguments with which timm's own entry point builds this model, or None where it cannot.
+
+    timm fixes patch, layers, channels and the LayerNorm epsilon by name; GELU flavour and stochastic depth are no sizes
+    (the model card says what it does differently).
+    """
+    preset = PRESETS[variant]
+    fixed = ("patch_size", "embed_dim", "depth", "norm_eps")
+    if variant not in _TIMM_NAMES or any(getattr(config, name) != getattr(preset, name) for name in fixed):
+        return None
+    arguments: dict[str, Any] = {}
+    for name in ("img_size", "in_chans", "global_pool"):
+        if getattr(config, name) != getattr(preset, name):
+            arguments[name] = getattr(config, name)
+    widths = (config.tokens_mlp_dim, config.channels_mlp_dim)
+    if widths != (preset.tokens_mlp_dim, preset.channels_mlp_dim):
+        arguments["mlp_ratio"] = [_ratio(width, config.embed_dim) for width in widths]
+    return arguments
+
+
+def _ratio(width: int, channels: int) -> float:
+    """A ratio that timm's ``int(ratio * channels)`` turns into exactly ``width``."""
+    ratio = width / channels
+    return ratio if int(ratio * channels) == width else math.nextafter(ratio, math.inf)

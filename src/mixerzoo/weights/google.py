@@ -1,0 +1,296 @@
+"""Google's Flax checkpoints (``.npz``) as tensors with timm's parameter names.
+
+Read without NumPy's pickle support, and without believing the archive: names, shapes and types of all arrays are
+checked from their headers before any data is read, so a hostile file cannot exhaust time or memory.
+
+Layouts (dense kernels are (in, out), the embedding is (height, width, in, out)):
+
+    linen      stem, MixerBlock_i/{LayerNorm_0, token_mixing/Dense_0, ...}, pre_head_layer_norm, head; in training
+               checkpoints below params/ or opt/target/
+    pre-linen  embedding, Mixer/encoderblock_i/{LayerNorm_0, token_mixing_phase_0/kernel1, ...}, Mixer/encoder_norm,
+               head; with singleton axes anywhere, and a layer's norms numbered 0 and 1 or 0 and 2
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixerzoo.config import MixerConfig
+from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
+from mixerzoo.weights.sizes import check_limits
+
+# Below a prefix of training checkpoints, and what lies beside it there: the optimiser's state, counters.
+_PREFIXES = {"opt/target/": ("opt/state/", "opt/", "extra/", "step"), "params/": ("opt/", "extra/", "step")}
+_LAYER_PARTS = {
+    "LayerNorm_0": "norm1",
+    "token_mixing/Dense_0": "mlp_tokens.fc1",
+    "token_mixing/Dense_1": "mlp_tokens.fc2",
+    "LayerNorm_1": "norm2",
+    "channel_mixing/Dense_0": "mlp_channels.fc1",
+    "channel_mixing/Dense_1": "mlp_channels.fc2",
+}
+_MAX_ARRAYS = 10_000
+_MAX_EXPANSION = 100
+
+
+@dataclass(frozen=True)
+class _Array:
+    """One array of an archive, known by its header.
+
+    Attributes:
+        key: Its name in the archive, without ``.npy``.
+        shape: Its shape.
+        dtype: Its type.
+        fortran: Whether its first axis varies fastest.
+        offset: Bytes of the header.
+        member: Its entry in the archive.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    fortran: bool
+    offset: int
+    member: zipfile.ZipInfo
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its data."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Read a Flax checkpoint of a Mixer.
+
+    Args:
+        path: The archive.
+
+    Returns:
+        Every parameter in float32 under timm's name, in memory.
+
+    Raises:
+        DamagedFileError: It is no whole archive of arrays.
+        WeightsError: An array is missing, unexpected, misshapen, pickled, of another type, or not finite; the message
+            names it.
+    """
+    with _explained(path), zipfile.ZipFile(path) as archive:
+        arrays = _model_arrays({array.key: array for array in _headers(archive, path)}, path)
+        surplus_axes = "embedding/kernel" in arrays
+        if surplus_axes:
+            arrays = {_linen_name(key, arrays): array for key, array in arrays.items()}
+        shapes = _checked_shapes(arrays, path, surplus_axes=surplus_axes)
+        largest = max(array.num_bytes for array in arrays.values())
+        scratch = np.empty(largest, np.uint8)  # every array is read into the same place
+        return {name: _as_tensor(archive, arrays[key], shape, scratch, path) for key, (name, shape) in shapes.items()}
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise WeightsError(f"There is no weights file {path}.") from None
+    except ConfigError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise DamagedFileError(f"{path} is not a whole .npz archive ({error}): fetch or write it again.") from None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error}).") from None
+
+
+def _headers(archive: zipfile.ZipFile, path: Path) -> Iterator[_Array]:
+    """The header of every array; no data is read."""
+    members = archive.infolist()
+    if len(members) > _MAX_ARRAYS:
+        raise WeightsError(f"{path} holds {len(members)} arrays, far more than a Mixer has.")
+    if sum(member.file_size for member in members) > _MAX_EXPANSION * path.stat().st_size:
+        raise WeightsError(f"{path} would unpack to more than {_MAX_EXPANSION} times its size; weights never do.")
+    seen = set()
+    for member in members:
+        key = member.filename.removesuffix(".npy")
+        if key in seen or key == member.filename:
+            raise WeightsError(
+                f"{path}: {member.filename} is {'there twice' if key in seen else 'not an array (.npy)'}."
+            )
+        seen.add(key)
+        with archive.open(member) as file:
+            shape, fortran, dtype = _read_header(file, key, path)
+            offset = file.tell()
+        if dtype.hasobject:
+            raise WeightsError(f"{path}: {key} is a pickled array, which could run code when read; it is refused.")
+        yield _Array(key, shape, dtype, fortran, offset, member)
+
+
+def _read_header(file: IO[bytes], key: str, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        header = np.lib.format.read_array_header_1_0(file)
+    elif version == (2, 0):
+        header = np.lib.format.read_array_header_2_0(file)
+    else:
+        raise DamagedFileError(f"{path}: {key} is in version {version[0]}.{version[1]} of the .npy format.")
+    shape, fortran, dtype = header
+    return shape, fortran, dtype
+
+
+def _model_arrays(arrays: dict[str, _Array], path: Path) -> dict[str, _Array]:
+    """The model's arrays, without the prefix and the optimiser's state of training checkpoints."""
+    for prefix, beside in _PREFIXES.items():
+        if any(key.startswith(prefix) for key in arrays):
+            strays = [key for key in arrays if not key.startswith((prefix, *beside))]
+            if strays:
+                raise WeightsError(f"{path} has unexpected {_first(strays)} beside {prefix}.")
+            return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    return arrays
+
+
+def _linen_name(key: str, arrays: Mapping[str, _Array]) -> str:
+    """The linen name of a pre-linen array; a key that is none of them stays, and is refused by name later."""
+    key = re.sub(r"^embedding/", "stem/", key)
+    key = re.sub(r"^Mixer/encoder_norm/", "pre_head_layer_norm/", key)
+    if not (match := re.fullmatch(r"Mixer/encoderblock_(\d+)/(.+)", key)):
+        return key
+    layer, part = match.groups()
+    other = f"Mixer/encoderblock_{layer}/LayerNorm_1/"
+    if part.startswith("LayerNorm_2/") and not any(k.startswith(other) for k in arrays):
+        part = part.replace("LayerNorm_2/", "LayerNorm_1/")
+    if dense := re.fullmatch(r"(token|channel)_mixing_phase_0/(kernel|bias)([12])", part):
+        mixing, kind, number = dense.groups()
+        part = f"{mixing}_mixing/Dense_{int(number) - 1}/{kind}"
+    return f"MixerBlock_{layer}/{part}"
+
+
+def _checked_shapes(
+    arrays: Mapping[str, _Array], path: Path, *, surplus_axes: bool
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """timm's name of every array, and its shape without surplus singleton axes.
+
+    Raises:
+        WeightsError: An array is missing, unexpected, or has another shape than the sizes of the others demand.
+    """
+    layers = {int(match[1]) for key in arrays if (match := re.match(r"MixerBlock_(\d{1,4})/", key))}
+    depth = 1 + max(layers, default=0)
+    targets = _targets(depth, with_head=any(key.startswith("head/") for key in arrays))
+    missing, unexpected = [k for k in targets if k not in arrays], [k for k in arrays if k not in targets]
+    if missing or unexpected:
+        problems = [f"lacks {_first(missing)}"] * bool(missing)
+        problems += [f"has unexpected {_first([arrays[k].key for k in unexpected])}"] * bool(unexpected)
+        raise WeightsError(f"{path} is no whole Flax checkpoint of a Mixer: it {' and '.join(problems)}.")
+    widths = _widths(arrays, path)
+    shapes = {}
+    for key, (module, kind) in targets.items():
+        expected = widths.get(module.split(".", 2)[-1] if module.startswith("blocks.") else module, widths["norm"])
+        expected = expected if kind == "kernel" else expected[-1:]
+        array = arrays[key]
+        same = array.shape == expected or (surplus_axes and _no_ones(array.shape) == _no_ones(expected))
+        if not same:
+            raise WeightsError(f"{path}: {array.key} has shape {array.shape}, the other arrays demand {expected}.")
+        if array.dtype.str[1:] not in ("f2", "f4", "f8", "V2"):  # V2: bfloat16, which NumPy does not know
+            raise WeightsError(f"{path}: {array.key} holds {array.dtype} values; weights must be floating-point.")
+        shapes[key] = (f"{module}.{'bias' if kind == 'bias' else 'weight'}", expected)
+    return shapes
+
+
+def _widths(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each kind of kernel, from the stem's and the biases of the first layer and the head."""
+    stem = arrays["stem/kernel"].shape
+    if len(stem) != 4 or stem[0] != stem[1]:
+        raise WeightsError(f"{path}: stem/kernel has shape {stem} instead of (patch, patch, channels, width).")
+    patch, _, in_chans, channels = stem
+    tokens, tokens_hidden, channels_hidden = (
+        math.prod(arrays[f"MixerBlock_0/{part}/bias"].shape)
+        for part in ("token_mixing/Dense_1", "token_mixing/Dense_0", "channel_mixing/Dense_0")
+    )
+    classes = math.prod(arrays["head/bias"].shape) if "head/bias" in arrays else 0
+    check_limits(
+        MixerConfig(
+            img_size=(patch, patch * tokens),  # how many tokens; how they lie is not known here
+            patch_size=patch,
+            in_chans=in_chans,
+            num_classes=classes,
+            embed_dim=channels,
+            depth=sum(key.endswith("LayerNorm_0/bias") for key in arrays),
+            tokens_mlp_dim=tokens_hidden,
+            channels_mlp_dim=channels_hidden,
+        )
+    )
+    return {
+        "stem.proj": stem,
+        "mlp_tokens.fc1": (tokens, tokens_hidden),
+        "mlp_tokens.fc2": (tokens_hidden, tokens),
+        "mlp_channels.fc1": (channels, channels_hidden),
+        "mlp_channels.fc2": (channels_hidden, channels),
+        "norm": (channels,),
+        "head": (channels, classes),
+    }
+
+
+def _no_ones(shape: tuple[int, ...]) -> list[int]:
+    return [n for n in shape if n != 1]
+
+
+def _targets(depth: int, *, with_head: bool) -> dict[str, tuple[str, str]]:
+    """Every linen key of a Mixer, with timm's module and the kind of array."""
+    modules = {"stem": "stem.proj"}
+    for i in range(depth):
+        modules |= {f"MixerBlock_{i}/{part}": f"blocks.{i}.{name}" for part, name in _LAYER_PARTS.items()}
+    modules |= {"pre_head_layer_norm": "norm"} | ({"head": "head"} if with_head else {})
+    targets = {}
+    for key, module in modules.items():
+        norm = "norm" in module
+        for kind in ("scale" if norm else "kernel", "bias"):
+            targets[f"{key}/{kind}"] = (module, kind)
+    return targets
+
+
+def _as_tensor(
+    archive: zipfile.ZipFile, array: _Array, shape: tuple[int, ...], scratch: np.ndarray[Any, Any], path: Path
+) -> Tensor:
+    """Read one array to the end of its archive member, whose checksum zipfile verifies there."""
+    if array.member.file_size != array.offset + array.num_bytes:
+        raise DamagedFileError(f"{path}: {array.key} is not as long as its header says.")
+    data = scratch[: array.num_bytes]
+    with archive.open(array.member) as file:
+        file.read(array.offset)
+        buffer, done = memoryview(data.data), 0
+        while done < len(buffer):
+            count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
+            if not count:
+                raise EOFError(f"{array.key} ends early")
+            done += count
+    values = _to_float32(data.view(array.dtype))
+    if array.fortran:  # the first axis varies fastest
+        values = values.reshape(array.shape[::-1]).permute(*reversed(range(len(array.shape))))
+    values = values.reshape(shape)
+    if not torch.isfinite(values).all():
+        raise WeightsError(f"{path}: {array.key} holds NaN or infinite values.")
+    if values.ndim == 4:
+        values = values.permute(3, 2, 0, 1)  # (height, width, in, out) -> (out, in, height, width)
+    elif values.ndim == 2:
+        values = values.t()  # (in, out) -> (out, in)
+    return values.clone(memory_format=torch.contiguous_format)
+
+
+def _to_float32(values: np.ndarray[Any, Any]) -> Tensor:
+    """Without a copy where it is float32 already."""
+    if values.dtype == np.dtype("V2"):
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float()
+    return torch.from_numpy(values.astype(np.float32, copy=False))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
