@@ -1,9 +1,13 @@
-"""Fixtures. The Hub client is pointed at a server on this machine before anything imports it."""
+"""Fixtures. The Hub client is pointed at a server on this machine before anything imports it; no test leaves it."""
 
 import os
 import tempfile
 
+from file_server import FileServer
 from hub_server import HubServer
+
+REAL_ENVIRONMENT = dict(os.environ)
+"""What the tests marked ``network`` run in."""
 
 _HUB = HubServer()
 _HF_HOME = tempfile.TemporaryDirectory(prefix="mixerzoo-tests-")
@@ -12,9 +16,11 @@ os.environ |= {
     "HF_HOME": _HF_HOME.name,
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HTTPS_PROXY": "http://127.0.0.1:9",  # nobody listens there: the outside world is unreachable at once
     "NO_PROXY": "127.0.0.1,localhost",
 }
-os.environ.pop("HF_HUB_OFFLINE", None)
+for _name in ("HF_HUB_OFFLINE", "https_proxy", "HF_TOKEN"):
+    os.environ.pop(_name, None)
 
 from pathlib import Path  # noqa: E402
 
@@ -34,6 +40,13 @@ def hub():
     _HUB.repositories.clear()
     yield _HUB
     _HUB.repositories.clear()
+
+
+@pytest.fixture
+def files():
+    server = FileServer()
+    yield server
+    server.close()
 
 
 @pytest.fixture

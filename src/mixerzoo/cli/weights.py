@@ -70,9 +70,8 @@ def _as_text(found: Verification) -> str:
     ]
     if file.origin_sha256:
         lines.append(f"  its SHA-256      {file.origin_sha256}")
-    lines.append(
-        f"  against float64  layers {found.block_error:.1e}, logits {found.logits_error:.1e} ({found.act} GELU, relative)"
-    )
+    errors = f"layers {found.block_error:.1e}, logits {found.logits_error:.1e}"
+    lines.append(f"  against float64  {errors} (relative, {found.act} GELU)")
     return "\n".join(lines)
 
 
