@@ -1,21 +1,25 @@
 """Downloads through the real Hub client from a server on this machine, with everything that can go wrong."""
 
+import dataclasses
 import json
 import shutil
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import huggingface_hub
 import pytest
 import torch
 from helpers import TINY, assert_same_state, randomise, run_cli, save_state, state_of, write_folder
 from hub_server import MAIN_COMMIT
+from safetensors.torch import save_file
 
 from mixerzoo import Mixer, create_model
 from mixerzoo.errors import HubError, HubUnreachableError, WeightsError
 from mixerzoo.weights import hub as hub_module
+from mixerzoo.weights import network
 
 REPO = "someone/tiny-mixer"
 NAME = f"hf-hub:{REPO}"
@@ -199,7 +203,7 @@ def test_damaged_weights_are_noticed_and_removed(hub, files, cache, tiny):
         files | {"model.safetensors": bytes(flipped)},
         announce={"model.safetensors": hashlib.sha256(good).hexdigest()},
     )
-    with pytest.raises(HubError, match=r"model\.safetensors .*arrived damaged.*removed from the cache: try again"):
+    with pytest.raises(HubError, match=r"model\.safetensors .*is damaged .*removed from the cache: try again"):
         load(cache)
     assert not list(cache.rglob("model.safetensors"))
     repository.commits[MAIN_COMMIT]["model.safetensors"] = good
@@ -233,7 +237,7 @@ def test_damage_is_noticed_without_links_too(hub, files, cache, monkeypatch):
     flipped = good[:-1] + bytes([good[-1] ^ 1])
     announced = {"model.safetensors": hashlib.sha256(good).hexdigest()}
     hub.add(REPO, files | {"model.safetensors": flipped}, announce=announced)
-    with pytest.raises(HubError, match="arrived damaged"):
+    with pytest.raises(HubError, match="is damaged"):
         load(cache)
 
 
@@ -256,7 +260,7 @@ def test_a_programming_error_is_not_called_a_network_error(cache, monkeypatch):
 
 def test_weights_that_are_no_safetensors_are_removed(hub, files, cache, tiny):
     repository = hub.add(REPO, files | {"model.safetensors": b"<html>not found</html>"})
-    with pytest.raises(HubError, match="damaged and was removed from the cache"):
+    with pytest.raises(HubError, match="in the cache is damaged and was removed: try again"):
         load(cache)
     repository.commits[MAIN_COMMIT]["model.safetensors"] = files["model.safetensors"]
     assert_same_state(load(cache), tiny)
@@ -269,6 +273,37 @@ def test_a_cached_file_that_rots_is_removed(hub, files, cache, tiny):
     path.resolve().write_bytes(b"rotten")
     with pytest.raises(HubError, match="removed from the cache"):
         load(cache)
+    assert_same_state(load(cache), tiny)
+
+
+def test_content_that_was_never_checked_is_checked_once(hub, files, cache, tiny, monkeypatch):
+    """A file that another program put into the cache, or whose download was killed before its hash was compared."""
+    hub.add(REPO, files)
+    path = Path(huggingface_hub.hf_hub_download(REPO, "model.safetensors", cache_dir=cache))
+    good = path.read_bytes()
+    path.resolve().write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(HubError, match=r"model\.safetensors .*is damaged .*removed from the cache"):
+        load(cache)
+    assert_same_state(load(cache), tiny)
+    hashed = []
+    digest = network.file_digest
+    monkeypatch.setattr(network, "file_digest", lambda path: hashed.append(path) or digest(path))
+    load(cache)
+    assert hashed == []  # noted, not hashed again
+    (path,) = cache.rglob("model.safetensors")
+    path.resolve().write_bytes(good)
+    assert_same_state(load(cache), tiny)
+    assert len(hashed) == 1  # another file
+
+
+def test_a_read_only_cache_is_read(hub, files, cache, tiny, monkeypatch):
+    hub.add(REPO, files)
+    load(cache)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(huggingface_hub, "cached_assets_path", refuse)
     assert_same_state(load(cache), tiny)
 
 
@@ -299,8 +334,8 @@ def test_nobody_listens(cache, monkeypatch):
 @pytest.fixture
 def waits(monkeypatch):
     """Shorten the deadline of a request for this test; count the requests that were waited for."""
-    assert 2 * hub_module.REACH_DEADLINE < 10  # a model needs two files, and the user knows within ten seconds
-    monkeypatch.setattr(hub_module, "REACH_DEADLINE", 0.5)
+    assert 2 * network.REACH_DEADLINE < 10  # a model needs two files, and the user knows within ten seconds
+    monkeypatch.setattr(network, "REACH_DEADLINE", 0.5)
     counted = []
     ask = hub_module._ask_server
 
@@ -327,7 +362,7 @@ def test_a_silent_server_is_waited_for_once_a_file(hub, files, cache, monkeypatc
 
 
 def test_a_resolver_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(hub_module, "REACH_DEADLINE", 0.2)
+    monkeypatch.setattr(network, "REACH_DEADLINE", 0.2)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *a, **k: time.sleep(2))
     with pytest.raises(HubUnreachableError, match="no answer within"):
         hub_module.fetch(REPO, "config.json")
@@ -368,3 +403,74 @@ def test_command_line_predicts_with_a_hub_model(hub, files, cache, root):
     result = run_cli("predict", root / "examples" / "cat.png", "--model", NAME, "--json", HF_HOME=str(cache))
     assert result.returncode == 0, result.stderr
     assert set(json.loads(result.stdout)["labels"]) == {"ant", "bee", "cat", "dog", "eel"}
+
+
+# what others put on the Hub
+
+
+PREFIXES = ["model.", "module.", "vision_encoder.", "model.vision_encoder.", "_orig_mod.module."]
+
+
+def with_prefix(model, prefix, path):
+    save_file({prefix + name: tensor for name, tensor in state_of(model).items()}, path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_prefixes_of_wrappers_are_taken_off(hub, files, cache, tiny, tmp_path, prefix):
+    hub.add(REPO, files | {"model.safetensors": with_prefix(tiny, prefix, tmp_path / "p.safetensors")})
+    assert_same_state(load(cache), tiny)
+
+
+def test_what_does_not_belong_to_the_mixer_is_named(hub, files, cache, tiny, tmp_path):
+    state = {f"model.{name}": tensor for name, tensor in state_of(tiny).items()} | {"loss.weight": torch.ones(2)}
+    save_file(state, tmp_path / "p.safetensors")
+    hub.add(REPO, files | {"model.safetensors": (tmp_path / "p.safetensors").read_bytes()})
+    with pytest.raises(WeightsError, match=r"unexpected loss\.weight"):
+        load(cache)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("channels", [2, 10, 12])
+def test_bigearthnet_mixers(hub, cache, tmp_path, channels, nested):
+    """ConfigILM's classifiers: their own config.json, a prefix, 120 pixels, 19 labels, 2, 10 or 12 bands."""
+    source = randomise(create_model("mixer_b16", in_chans=channels, num_classes=19, img_size=120, act="erf"))
+    config = {
+        "channels": channels,
+        "classes": 19,
+        "drop_rate": 0.15,
+        "drop_path_rate": 0.15,
+        "image_size": 120,
+        "network_type": 0,
+        "timm_model_name": "mixer_b16_224",
+        "visual_features_out": 512,
+    }
+    content = {"config": config, "lr": 0.001, "warmup": None} if nested else config
+    repository = "bigearthnet/mixer"
+    weights = with_prefix(source, "model.vision_encoder.", tmp_path / "p.safetensors")
+    hub.add(repository, {"config.json": json.dumps(content).encode(), "model.safetensors": weights})
+    model = create_model(f"hf-hub:{repository}", pretrained=True, cache_dir=cache)
+    assert model.config == dataclasses.replace(source.config, drop_rate=0.15, drop_path_rate=0.15)
+    assert model.config.grid_size == (7, 7)
+    assert_same_state(model, source)
+    larger = create_model(f"hf-hub:{repository}", pretrained=True, cache_dir=cache, img_size=224, in_chans=3)
+    assert larger.config.tokens_mlp_dim == 4 * 384  # 14 x 14 patches are two by two of 7 x 7
+    shutil.rmtree(cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"timm_model_name": "resnet50"}, "'resnet50' is not an MLP-Mixer"),
+        ({"timm_model_name": 7}, "not an MLP-Mixer"),
+        ({"image_size": "large"}, "must be an integer"),
+        ({"channels": 0}, "must be an integer"),
+        ({"classes": -1}, "num_classes"),
+        ({"class_names": ["one"]}, "label_names must be 19 names"),
+    ],
+)
+def test_bad_configurations_of_others_are_refused(hub, cache, change, message):
+    config = {"timm_model_name": "mixer_b16_224", "channels": 2, "classes": 19, "image_size": 120} | change
+    hub.add(REPO, {"config.json": json.dumps({"config": config}).encode()})
+    with pytest.raises(WeightsError, match=message):
+        load(cache)

@@ -226,6 +226,18 @@ def test_a_silent_server_is_waited_for_once(cache, monkeypatch):
             create_model("mixer_ti4_32", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
 
 
+def test_a_file_that_is_not_the_one_known_is_refused(files, npz, cache, source, monkeypatch, tmp_path):
+    known = {files.url + PATH: hashlib.sha256(b"another").hexdigest()}
+    (tmp_path / "checksums.json").write_text(json.dumps(known))
+    monkeypatch.setattr("mixerzoo.weights.checksums.CHECKSUMS_FILE", tmp_path / "checksums.json")
+    with pytest.raises(HubError, match=r"is another file .* than the mixer_ti4_32\.cifar10 that mixerzoo knows"):
+        load(files, cache)
+    assert left_over(cache) == []
+    known[files.url + PATH] = hashlib.sha256(npz).hexdigest()
+    (tmp_path / "checksums.json").write_text(json.dumps(known))
+    assert_same_state(load(files, cache), source)
+
+
 # damage that no hash announces
 
 

@@ -15,7 +15,7 @@ from mixerzoo.factory import data_config
 from mixerzoo.model import Mixer
 from mixerzoo.names import resolve
 from mixerzoo.weights import network
-from mixerzoo.weights.files import PICKLED, read_pickle, read_state_dict
+from mixerzoo.weights.files import PICKLED, read_pickle, read_state_dict, require_finite
 from mixerzoo.weights.load import assign_weights, load_weights
 from mixerzoo.weights.save import save_folder
 from mixerzoo.weights.sizes import config_of, differences, recognise
@@ -84,6 +84,7 @@ def convert(
     _check_model(source, variant, config, model, row)
     checked = Mixer.from_config(config, device="meta")
     assign_weights(checked, tensors, source, stored=config)
+    require_finite(checked.state_dict(), source)
     _write(
         folder,
         checked.state_dict(),

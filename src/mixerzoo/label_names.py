@@ -9,7 +9,7 @@ from torch import nn
 
 from mixerzoo.errors import LabelsUnknownError
 from mixerzoo.names import get_pretrained_cfg
-from mixerzoo.zoo import MISLABELLED, WEIGHTS
+from mixerzoo.zoo import CIFAR10_LABELS, MISLABELLED, WEIGHTS
 
 
 def labels(model_or_name: nn.Module | str) -> list[str]:
@@ -37,7 +37,7 @@ def labels(model_or_name: nn.Module | str) -> list[str]:
         name = f"{cfg.get('architecture')}.{cfg.get('tag')}"
         row = WEIGHTS.get(MISLABELLED.get(name, name))
         if row is not None and row.num_classes == outputs:
-            return list(_imagenet_labels(row.label_set))
+            return list(_released_labels(row.label_set))
     raise LabelsUnknownError(
         "The names of this model's classes are not known: they come with a released tag, or as label_names in the "
         "config.json of a folder or Hub repository."
@@ -45,5 +45,7 @@ def labels(model_or_name: nn.Module | str) -> list[str]:
 
 
 @cache
-def _imagenet_labels(label_set: str) -> tuple[str, ...]:
+def _released_labels(label_set: str) -> tuple[str, ...]:
+    if label_set == "cifar-10":
+        return CIFAR10_LABELS
     return tuple(ImageNetInfo(label_set).label_descriptions())

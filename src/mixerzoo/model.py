@@ -30,8 +30,7 @@ def _check_images(shape: torch.Size, in_chans: int, image_hw: tuple[int, int]) -
     if len(shape) != 4 or shape[1] != in_chans or (shape[2], shape[3]) != image_hw:
         raise InputSizeError(
             f"The model takes images of shape (batch, {in_chans}, {image_hw[0]}, {image_hw[1]}) but got "
-            f"{tuple(shape)}: resize them (mixerzoo.create_transform does), or create the model with another "
-            "img_size or in_chans (model.set_input_size changes the former)."
+            f"{tuple(shape)}: resize them (mixerzoo.create_transform does), or the model (model.set_input_size)."
         )
 
 
@@ -353,7 +352,7 @@ class Mixer(nn.Module):
             img_size: Height and width of the new input in pixels; one integer for a square image.
             resize: ``"tile"`` (paper, appendix C) mixes each tile of the image, as large as the old one, by its own
                 copy of the weights: the token-mixing MLP becomes as many times wider. ``"interpolate"`` resamples the
-                weights to any grid and keeps the width. None tiles where the sides are whole multiples of the old.
+                weights to any grid and keeps the width. None tiles where the sides are whole multiples.
 
         Raises:
             ConfigError: No size, or no whole multiple with ``resize="tile"``; the model is unchanged.

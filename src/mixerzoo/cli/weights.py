@@ -68,7 +68,7 @@ def _as_text(found: Verification) -> str:
         f"  SHA-256          {file.sha256} ({said})",
         f"  from             {file.origin}",
     ]
-    if file.origin_sha256:
+    if file.origin_sha256 != file.sha256:
         lines.append(f"  its SHA-256      {file.origin_sha256}")
     errors = f"layers {found.block_error:.1e}, logits {found.logits_error:.1e}"
     lines.append(f"  against float64  {errors} (relative, {found.act} GELU)")

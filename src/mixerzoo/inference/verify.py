@@ -13,6 +13,7 @@ from mixerzoo.errors import WeightsError
 from mixerzoo.factory import WeightSource, create_model
 from mixerzoo.model import Mixer
 from mixerzoo.names import resolve
+from mixerzoo.weights.files import require_finite
 from mixerzoo.weights.stored import StoredFile, stored_file
 
 TOLERANCE = 1e-5
@@ -45,6 +46,11 @@ class Verification:
                 f"{self.file.path} has SHA-256 {self.file.sha256}, {self.file.authority} says {self.file.expected}: "
                 "delete the file and load the model again."
             )
+        if self.file.origin_known not in (None, self.file.origin_sha256):
+            return (
+                f"{self.file.origin} has SHA-256 {self.file.origin_sha256}, this version of mixerzoo knows it with "
+                f"{self.file.origin_known}: it was exchanged there."
+            )
         if not max(self.block_error, self.logits_error) <= TOLERANCE:  # NaN too
             return (
                 f"{self.name} differs from the float64 reference by {self.block_error:.1e} (layers) and "
@@ -63,13 +69,14 @@ def verify(name: str, *, source: WeightSource | None = None, cache_dir: str | Pa
 
     Raises:
         ModelNameError: There is no such name.
-        WeightsError: The weights cannot be had or do not fit.
+        WeightsError: The weights cannot be had, do not fit, or are not finite.
     """
     model = create_model(name, pretrained=True, source=source, cache_dir=cache_dir).eval()
     assert isinstance(model, Mixer)
     file = stored_file(resolve(name, cache_dir=cache_dir).cfg, source=source, cache_dir=cache_dir)
     if file is None:
         raise WeightsError(f"The weights of {name} are not in the cache.")
+    require_finite(model.state_dict(), file.path)
     blocks, logits = _errors(model)
     return Verification(name, file, model.config.act, blocks, logits)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,9 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"There is no weights file {path}.")
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols that torch does not expect
+            content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise WeightsError(
             f"{path} holds more than tensors, or is no checkpoint of torch's; objects that only code could build are "
@@ -83,6 +86,13 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if _ANCHOR in tensors or len(prefixes) != 1:
         return tensors
     return {name.removeprefix(prefixes[0]): tensor for name, tensor in tensors.items()}
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Read every value once, and raise WeightsError naming the first parameter that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise WeightsError(f"{path}: {name} holds NaN or infinite values.")
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:

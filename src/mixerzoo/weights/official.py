@@ -23,6 +23,7 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.errors import HubError, WeightsError
 from mixerzoo.weights import hub, network
 from mixerzoo.weights.atomic import write_atomically
+from mixerzoo.weights.checksums import known_checksum
 from mixerzoo.weights.download import download
 from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors
 from mixerzoo.weights.google import read_npz
@@ -119,6 +120,12 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed; we hold the lock
         leftover.unlink()
     source, announced = download(url, folder, f"The official Flax file of {name}")
+    source_sha256, known = network.file_digest(source), known_checksum(url)
+    if known not in (None, source_sha256):
+        source.unlink()
+        raise HubError(
+            f"{url} is another file (SHA-256 {source_sha256}) than the {name} that mixerzoo knows ({known})."
+        )
     try:
         tensors = read_npz(source)
         found = config_of(tensors, source, act=stored.act, img_size=stored.image_hw)
@@ -132,7 +139,7 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
     record = Provenance(
         source_url=url,
         source_size=source.stat().st_size,
-        source_sha256=network.file_digest(source),
+        source_sha256=source_sha256,
         checked=dict(announced.digests),
         result_size=target.stat().st_size,
         result_sha256=network.file_digest(target),
