@@ -44,7 +44,7 @@ MAY_IMPORT = {
         "label_names",
     },
     "train": {"checks", "config", "errors", "model", "weights", "data", "factory", "inference", "publish"},
-    "bench": {"config", "errors", "zoo", "model", "data", "factory"},
+    "bench": {"config", "errors", "zoo", "model", "weights", "data", "factory"},
     "cli": {
         "config",
         "errors",

@@ -84,7 +84,8 @@ def convert(
     _check_model(source, variant, config, model, row)
     checked = Mixer.from_config(config, device="meta")
     assign_weights(checked, tensors, source, stored=config)
-    require_finite(checked.state_dict(), source)
+    if not flax:  # of an archive every value was looked at while it was read
+        require_finite(checked.state_dict(), source)
     _write(
         folder,
         checked.state_dict(),

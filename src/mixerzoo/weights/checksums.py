@@ -1,7 +1,7 @@
 """SHA-256 hashes that are known in advance: of what ships with the package, and of released files once seen.
 
-``assets/checksums.json`` maps a file name of ``assets``, the URL of an official file, or ``hf-hub:`` and a repository to
-a hash. The tests marked ``network`` add those of released files the first time they run on a machine that reaches them.
+``assets/checksums.json`` maps a file name of ``assets``, the URL of an official file, or ``hf-hub:`` and a repository
+to a hash. The tests marked ``network`` add those of released files when they first run where these can be reached.
 """
 
 from __future__ import annotations

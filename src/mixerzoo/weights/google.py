@@ -184,7 +184,7 @@ def _checked_shapes(
     """
     layers = {int(match[1]) for key in arrays if (match := re.match(r"MixerBlock_(\d{1,4})/", key))}
     depth = 1 + max(layers, default=0)
-    targets = _targets(depth, with_head=any(key.startswith("head/") for key in arrays))
+    targets = linen_names(depth, with_head=any(key.startswith("head/") for key in arrays))
     missing, unexpected = [k for k in targets if k not in arrays], [k for k in arrays if k not in targets]
     if missing or unexpected:
         problems = [f"lacks {_first(missing)}"] * bool(missing)
@@ -243,8 +243,8 @@ def _no_ones(shape: tuple[int, ...]) -> list[int]:
     return [n for n in shape if n != 1]
 
 
-def _targets(depth: int, *, with_head: bool) -> dict[str, tuple[str, str]]:
-    """Every linen key of a Mixer, with timm's module and the kind of array."""
+def linen_names(depth: int, *, with_head: bool) -> dict[str, tuple[str, str]]:
+    """Every linen key of a Mixer, with timm's module and the kind of array (``kernel``, ``scale`` or ``bias``)."""
     modules = {"stem": "stem.proj"}
     for i in range(depth):
         modules |= {f"MixerBlock_{i}/{part}": f"blocks.{i}.{name}" for part, name in _LAYER_PARTS.items()}
