@@ -453,6 +453,13 @@ def test_where_neither_can_be_had_both_reasons_are_given(both, files):
         create()
 
 
+def test_no_other_weights_step_in_for_a_repository_of_ones_own(hub, cache):
+    overlay = {"hf_hub_id": "someone/absent"}
+    with pytest.raises(HubError, match=r"someone/absent.*no such repository") as caught:
+        create_model("mixer_b16.goog_in1k", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache)
+    assert "original" not in str(caught.value)
+
+
 def test_sources_that_do_not_exist_are_refused():
     with pytest.raises(ConfigError, match="no Flax file"):
         create_model("mixer_b16.miil_in21k", pretrained=True, source="npz")

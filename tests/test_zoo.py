@@ -73,3 +73,18 @@ def test_every_score_has_a_source():
     top1 = {(s.percent, s.source[:4]) for s in WEIGHTS["mixer_b16.goog_in1k"].scores if s.metric == "ImageNet top-1"}
     assert top1 == {(76.44, "Tols"), (76.616, "timm")}
     assert not WEIGHTS["mixer_b16.gsam_in1k"].scores  # not at hand: left empty
+
+
+@pytest.mark.parametrize("row", WEIGHTS.values(), ids=WEIGHTS)
+def test_the_documentation_lists_every_tag_as_it_is(root, row):
+    lines = (root / "docs" / "weights.md").read_text().splitlines()
+    (described,) = [line for line in lines if line.startswith(f"| `{row.name}`") and line.count("|") == 7]
+    cells = [cell.strip() for cell in described.strip("|").split("|")]
+    for source in (row.npz_url, row.hub_id):
+        assert source is None or source in cells[1]
+    assert cells[2:] == [str(row.num_classes), row.act, f"{row.mean[0]:g}, {row.std[0]:g}", row.license]
+    assert ("(default)" in cells[0]) == (DEFAULT_TAGS[row.variant] == row.tag)
+    for score in row.scores:
+        assert f"| `{row.name}` | {score.metric} | {score.percent:g} | {score.source} |" in lines
+    if not row.scores:
+        assert f"| `{row.name}` | | | none known to us |" in lines

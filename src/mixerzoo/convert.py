@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,10 @@ def convert(
     flax = source.suffix.lower() == ".npz"
     row = _row(model)
     chosen: Gelu = act or (row.act if row else "tanh" if flax else "erf")
-    tensors = read_pickle(source) if source.suffix.lower() in PICKLED else read_state_dict(source)
+    with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and so does most of reading
+        digest = pool.submit(network.file_digest, source) if source.is_file() else None
+        tensors = read_pickle(source) if source.suffix.lower() in PICKLED else read_state_dict(source)
+        sha256 = digest.result() if digest else ""
     config = config_of(tensors, source, act=chosen, img_size=img_size)
     variant = recognise(config, source)
     _check_model(source, variant, config, model, row)
@@ -93,7 +97,7 @@ def convert(
         variant=variant,
         preprocessing=data_config(row.name if row else variant) | {"input_size": (config.in_chans, *config.image_hw)},
         row=row,
-        origin=_origin(source, row),
+        origin=_origin(source, sha256, row),
     )
     return variant
 
@@ -116,8 +120,8 @@ def _check_model(source: Path, variant: str, config: MixerConfig, model: str | N
         raise WeightsError(f"{source} is not {row.name}: {', '.join(wrong)}.")
 
 
-def _origin(source: Path, row: WeightTag | None) -> dict[str, Any]:
-    origin = {"converted from": source.name, "SHA-256 of that file": network.file_digest(source)}
+def _origin(source: Path, sha256: str, row: WeightTag | None) -> dict[str, Any]:
+    origin = {"converted from": source.name, "SHA-256 of that file": sha256}
     if row is not None and row.npz_url is not None:
         origin["released as"] = row.npz_url
     if row is not None and row.hub_id is not None:

@@ -142,6 +142,8 @@ def build(
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = dataclasses.replace(cfg, **_ALWAYS)
     row = WEIGHTS.get(f"{variant}.{cfg.tag}")
+    if row is not None and cfg.hf_hub_id not in (None, row.hub_id) and cfg.url == row.npz_url:
+        cfg = dataclasses.replace(cfg, url=None)  # a repository of one's own has no original that could step in
     preset = VARIANTS[variant].config
     arguments = dataclasses.asdict(preset)
     for name in ("img_size", "in_chans", "num_classes"):
