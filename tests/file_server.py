@@ -14,14 +14,14 @@ class FileServer:
         self.announce = {}  # path -> headers, beside the ETag
         self.status = None  # answer everything with this status
         self.cuts = []  # break the connection after so many bytes of a body, one entry a request
-        self.ignore_ranges = False
+        self.ignore_ranges = self.no_head = False
         self.slow = 0.0  # seconds between pieces of a body
         self.requests = []  # (method, path, range)
         handler = type("Handler", (_Handler,), {"files": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def downloads(self):
         return [path for method, path, _ in self.requests if method == "GET"]
@@ -54,7 +54,7 @@ class _Handler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range")
         server.requests.append((self.command, self.path, asked))
         content = server.files.get(self.path)
-        status = server.status or (200 if content is not None else 404)
+        status = 405 if server.no_head and not body else server.status or (200 if content is not None else 404)
         if status != 200:
             self.send_response(status)
             self.send_header("Content-Length", "0")

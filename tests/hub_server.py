@@ -1,7 +1,7 @@
 """A Hub on this machine: a real HTTP server that speaks what huggingface_hub's downloads need.
 
 HEAD and GET on ``/<org>/<repo>/resolve/<revision>/<file>`` with ETag, X-Repo-Commit, Content-Length and ranges.
-Each repository can be told to fail.
+Each repository can be told to fail. What uploads need is in hub_uploads.
 """
 
 import hashlib
@@ -10,6 +10,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from hub_uploads import UploadHandler, Uploads
 
 MAIN_COMMIT = "a" * 40
 
@@ -32,6 +34,7 @@ class Repository:
 class HubServer:
     def __init__(self):
         self.repositories: dict[str, Repository] = {}
+        self.uploads = Uploads()
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
@@ -47,8 +50,9 @@ class HubServer:
         self.server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(UploadHandler, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body go one by one; the body would wait for an acknowledgement
     hub: HubServer
 
     def log_message(self, *args):
@@ -58,7 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def do_GET(self):
-        self._answer(body=True)
+        if self.path.startswith("/api/"):
+            self.answer_api()
+        else:
+            self._answer(body=True)
 
     def _fail(self, status, code=None):
         self.send_response(status)

@@ -33,7 +33,7 @@ def converted(folder):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_flax_archives(tmp_path, source, layout):
     path = save_npz(tmp_path / "w.npz", LAYOUTS[layout](state_of(source)))
-    assert convert(path, tmp_path / "out") == "mixer_ti4_32"
+    assert convert(path, tmp_path / "out").variant == "mixer_ti4_32"
     model = converted(tmp_path / "out")
     assert_same_state(model, source)
     assert model.config == PRESETS["mixer_ti4_32"]
@@ -56,7 +56,7 @@ def _compiled(state):
 def test_pickled_state_dicts(tmp_path, source, wrap, suffix):
     path = tmp_path / f"w{suffix}"
     torch.save(wrap(state_of(source)), path)
-    assert convert(path, tmp_path / "out") == "mixer_ti4_32"
+    assert convert(path, tmp_path / "out").variant == "mixer_ti4_32"
     assert_same_state(converted(tmp_path / "out"), source)
 
 
@@ -99,7 +99,7 @@ def test_a_released_file_at_its_real_size_loads_in_timm_and_here(tmp_path):
 
     source = randomise(create_model("mixer_s32.gsam_in1k"))
     path = save_npz(tmp_path / "w.npz", linen(state_of(source)))
-    assert convert(path, tmp_path / "out", model="mixer_s32.gsam_in1k") == "mixer_s32"
+    assert convert(path, tmp_path / "out", model="mixer_s32.gsam_in1k").variant == "mixer_s32"
     ours = converted(tmp_path / "out").eval()
     assert_same_state(ours, source)
     assert ours.config == source.config
@@ -115,9 +115,9 @@ def test_a_tiled_model_converts_like_any_other(tmp_path):
     path = save_npz(tmp_path / "w.npz", linen(state_of(tiled)))
     with pytest.raises(WeightsError, match=r"128 patches are no square grid: .*--img-size"):
         convert(path, tmp_path / "out")
-    with pytest.raises(ConfigError, match=r"makes 256 patches of 4 pixels; .* is for 128"):
+    with pytest.raises(WeightsError, match=r"makes 256 patches of 4 pixels; .* is for 128"):
         convert(path, tmp_path / "out", img_size=64)
-    assert convert(path, tmp_path / "out", img_size=(64, 32)) == "mixer_ti4_32"
+    assert convert(path, tmp_path / "out", img_size=(64, 32)).variant == "mixer_ti4_32"
     model = converted(tmp_path / "out")
     assert model.config.tokens_mlp_dim == 128
     assert_same_state(model, tiled)
@@ -336,7 +336,7 @@ def test_command_line(tmp_path, source):
     path = save_npz(tmp_path / "w.npz", linen(state_of(source)))
     result = run_cli("convert", path, tmp_path / "out")
     assert result.returncode == 0, result.stderr
-    assert result.stdout == f"mixer_ti4_32: local-dir:{tmp_path / 'out'}\n"
+    assert result.stdout == f"mixer_ti4_32, tanh GELU (Flax's): local-dir:{tmp_path / 'out'}\n"
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["architecture"] == "mixer_ti4_32"
     again = run_cli("convert", path, tmp_path / "out")
@@ -348,6 +348,65 @@ def test_command_line(tmp_path, source):
     result = run_cli("convert", wide, tmp_path / "wide", "--img-size", 64, 32, "--act", "erf")
     assert result.returncode == 0, result.stderr
     assert converted(tmp_path / "wide").config.image_hw == (64, 32)
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "expanded"])
+def test_tensors_that_are_none(tmp_path, source, kind):
+    state = state_of(source)
+    state["norm.weight"] = {
+        "sparse": torch.ones(128).to_sparse(),
+        "meta": torch.ones(128, device="meta"),
+        "expanded": torch.ones(1, 1).expand(10**7, 128),
+    }[kind]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"is no dense tensor|more than 100 times its size|cannot be|not a whole"):
+        convert(tmp_path / "w.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_tensors_that_share_memory_are_stored_apart(tmp_path, source):
+    state = state_of(source)
+    state["blocks.1.norm1.bias"] = state["blocks.0.norm1.bias"]
+    state["blocks.1.norm2.bias"] = state["blocks.2.mlp_channels.fc1.bias"][:128]
+    torch.save(state, tmp_path / "w.pth")
+    convert(tmp_path / "w.pth", tmp_path / "out")
+    model = converted(tmp_path / "out")
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in state.items())
+
+
+def test_a_configuration_beside_the_weights_is_heeded(tmp_path):
+    """A folder of ours whose file is converted once more: neither GELU nor image size is guessed."""
+    model = create_model("mixer_ti4_32", pretrained=True, img_size=(64, 32))
+    mixerzoo.save_model(model, tmp_path / "m")
+    found = convert(tmp_path / "m" / "model.safetensors", tmp_path / "out")
+    assert found.act_reason == "as the config.json beside it says"
+    assert found.config == model.config
+    assert_same_state(converted(tmp_path / "out"), model)
+
+
+def test_tiled_and_then_interpolated(tmp_path):
+    model = create_model("mixer_ti4_32", pretrained=True, img_size=64)
+    model.set_input_size(48)
+    found = convert(save_npz(tmp_path / "w.npz", linen(state_of(model))), tmp_path / "out")
+    assert (found.variant, found.config.tokens_mlp_dim) == ("mixer_ti4_32", 256)
+
+
+def test_other_channels_get_their_own_preprocessing(tmp_path):
+    source = randomise(create_model("mixer_ti4_32", in_chans=12))
+    convert(save_state(source, tmp_path / "w.safetensors"), tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "config.json").read_text())["pretrained_cfg"]
+    assert len(described["mean"]) == len(described["std"]) == 12
+
+
+def test_a_known_official_file_is_not_mistaken(tmp_path, monkeypatch):
+    """The shapes of SAM's, GSAM's and the paper's B/16 are the same; their hashes are not."""
+    row = mixerzoo.zoo.WEIGHTS["mixer_s32.gsam_in1k"]
+    source = randomise(create_model("mixer_s32.gsam_in1k"))
+    (tmp_path / "checksums.json").write_text(json.dumps({row.npz_url: "0" * 64}))
+    monkeypatch.setattr("mixerzoo.weights.checksums.CHECKSUMS_FILE", tmp_path / "checksums.json")
+    path = save_npz(tmp_path / "w.npz", linen(state_of(source)))
+    with pytest.raises(WeightsError, match=r"is not mixer_s32\.gsam_in1k, whose official file has SHA-256 0000"):
+        convert(path, tmp_path / "out", model="mixer_s32.gsam_in1k")
 
 
 def test_half_precision_archives_become_float32(tmp_path, source):

@@ -150,7 +150,7 @@ def test_labels():
     assert len(mixerzoo.labels("mixer_b16.goog_in21k")) == 21843
     assert len(mixerzoo.labels("mixer_b16.miil_in21k")) == 11221
     assert mixerzoo.labels("mixer_ti4_32")[:2] == ["airplane", "automobile"]
-    model = create_model("mixer_ti4_32")
+    model = create_model("mixer_ti4_32", pretrained=True)
     assert mixerzoo.labels(model)[-1] == "truck"
     model.reset_classifier(3)
     with pytest.raises(LabelsUnknownError, match="not known"):

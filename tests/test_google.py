@@ -12,7 +12,7 @@ from flax_files import LAYOUTS, linen, pre_linen, save_npz
 from helpers import TINY, assert_same_state, randomise, relative_error, state_of
 
 from mixerzoo import Mixer, create_model, load_npz, reference
-from mixerzoo.errors import DamagedFileError, WeightsError
+from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
 from mixerzoo.weights.google import read_npz
 
 TOLERANCE = 1e-5  # fp32 against float64, relative to the largest value; the wrong GELU is 2e-4 away
@@ -231,7 +231,7 @@ def test_names_are_the_files_own_in_older_layouts(tmp_path, tiny):
 
 def test_strange_arrays_beside_a_training_state_are_refused(tmp_path, tiny):
     arrays = linen(state_of(tiny), "opt/target/") | {"surprise": np.zeros(2)}
-    with pytest.raises(WeightsError, match="unexpected surprise beside opt/target/"):
+    with pytest.raises(WeightsError, match="has unexpected surprise"):
         read_npz(save_npz(tmp_path / "w.npz", arrays))
 
 
@@ -340,5 +340,62 @@ def test_archives_of_other_things(tmp_path):
 
 
 def test_load_npz_takes_npz_files_only(tmp_path):
-    with pytest.raises(WeightsError, match="checkpoint_path takes safetensors"):
+    with pytest.raises(WeightsError, match="checkpoint_path takes others"):
         load_npz(Mixer(**TINY), tmp_path / "w.safetensors")
+
+
+ODD_HEADERS = {
+    "unterminated": b"{'descr': '<f4', 'fortran_order': False, 'shape': (1,",
+    "no type": b"{'descr': (), 'fortran_order': False, 'shape': (1,)}\n",
+    "unhashable": b"{[]: 1}\n",
+    "no text": b"\xff\xfe\n",
+    "too little": b"{'shape': (1,)}\n",
+}
+
+
+@pytest.mark.parametrize("header", ODD_HEADERS.values(), ids=ODD_HEADERS)
+def test_headers_that_numpy_stumbles_over(tmp_path, tiny, header):
+    path = save_npz(tmp_path / "w.npz", linen(state_of(tiny)))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("odd.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header)
+    with pytest.raises(DamagedFileError, match="odd has no header that NumPy reads"):
+        read_npz(path)
+
+
+def test_a_damaged_lzma_member(tmp_path, tiny):
+    path = tmp_path / "w.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
+        for key, array in linen(state_of(tiny)).items():
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f"{key}.npy", file.getvalue())
+    content = bytearray(path.read_bytes())
+    content[60:400] = bytes(340)
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError):
+        read_npz(path)
+
+
+def test_names_of_the_other_layout_are_unexpected(tmp_path, tiny):
+    """Nothing is renamed onto something else: the surplus array would win."""
+    arrays = pre_linen(state_of(tiny))
+    for stray in ("MixerBlock_0/LayerNorm_0/scale", "stem/kernel", "Mixer/encoderblock_0/LayerNorm_1/scale"):
+        with pytest.raises(WeightsError, match=f"unexpected {stray}"):
+            read_npz(save_npz(tmp_path / "w.npz", arrays | {stray: np.full(16, 9.0, np.float32)}))
+
+
+def test_missing_arrays_are_named_as_the_file_spells_them(tmp_path, tiny):
+    arrays = pre_linen(state_of(tiny))
+    del arrays["Mixer/encoderblock_1/token_mixing_phase_0/kernel2"]
+    with pytest.raises(WeightsError, match="lacks Mixer/encoderblock_1/token_mixing_phase_0/kernel2"):
+        read_npz(save_npz(tmp_path / "w.npz", arrays))
+    arrays = linen(state_of(tiny), "params/")
+    del arrays["params/head/bias"]
+    with pytest.raises(WeightsError, match="lacks params/head/bias"):
+        read_npz(save_npz(tmp_path / "w.npz", arrays))
+
+
+def test_a_feature_extractor_is_refused(tmp_path):
+    features = create_model("mixer_ti4_32", features_only=True)
+    with pytest.raises(ConfigError, match=r"takes a mixerzoo\.Mixer, not a FeatureGetterNet"):
+        load_npz(features, tmp_path / "w.npz")

@@ -467,6 +467,7 @@ def test_bigearthnet_mixers(hub, cache, tmp_path, channels, nested):
         ({"channels": 0}, "must be an integer"),
         ({"classes": -1}, "num_classes"),
         ({"class_names": ["one"]}, "label_names must be 19 names"),
+        ({"class_names": 5}, "label_names must be 19 names"),
     ],
 )
 def test_bad_configurations_of_others_are_refused(hub, cache, change, message):

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "data": {"checks", "errors"},
     "factory": {"checks", "config", "errors", "zoo", "resize", "model", "weights", "timm_registry", "names", "data"},
     "publish": {"errors", "zoo", "model", "weights", "label_names", "factory"},
-    "convert": {"config", "errors", "zoo", "model", "weights", "names", "factory"},
+    "conversion": {"config", "errors", "zoo", "model", "weights", "names", "factory"},
     "inference": {
         "checks",
         "config",
@@ -54,7 +54,7 @@ MAY_IMPORT = {
         "label_names",
         "data",
         "factory",
-        "convert",
+        "conversion",
         "publish",
         "inference",
         "train",
@@ -63,7 +63,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "__init__": {
         "config",
-        "convert",
+        "conversion",
         "errors",
         "factory",
         "inference",

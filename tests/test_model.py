@@ -226,7 +226,7 @@ def test_stochastic_depth_drops_each_branch_of_each_sample_alone(rescale):
 def test_keyword_arguments_are_the_configs_fields():
     signature = inspect.signature(Mixer.__init__).parameters
     ours = {n: p.default for n, p in signature.items() if n not in ("self", "device", "dtype")}
-    assert ours == {f.name: f.default for f in dataclasses.fields(MixerConfig)}
+    assert list(ours.items()) == [(f.name, f.default) for f in dataclasses.fields(MixerConfig)]
     config = MixerConfig(**TINY | {"act": "erf", "norm_eps": 1e-5, "drop_path_rate": 0.1})
     assert Mixer.from_config(config).config == config
 

@@ -284,6 +284,7 @@ def test_without_weights_the_widths_stay_the_variants():
         ({"img_size": 64, "resize": "stretch"}, "'tile' or 'interpolate'"),
         ({"tokens_mlp_dim": 32}, "tokens_mlp_dim=32: .* is 64"),
         ({"img_size": 64, "tokens_mlp_dim": 128}, "64 at the native image size and 256"),
+        ({"img_size": 64, "tokens_mlp_dim": 64}, "carried to this image size the token-mixing width is 256"),
         ({"img_size": 3}, "smaller than one patch"),
     ],
 )

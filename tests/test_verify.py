@@ -6,8 +6,9 @@ import shutil
 import pytest
 import torch
 from flax_files import linen, save_npz
-from helpers import TINY, randomise, run_cli, save_state, state_of, write_folder
+from helpers import TINY, TINY_TIMM_ARGS, randomise, run_cli, save_state, state_of, write_folder
 
+import mixerzoo
 from mixerzoo import Mixer, create_model
 from mixerzoo.errors import HubError, ModelNameError, WeightsError
 from mixerzoo.inference import verify as verify_module
@@ -132,3 +133,32 @@ def test_a_damaged_file_is_exit_status_one(tmp_path):
     assert run_cli("verify", f"local-dir:{folder}").returncode == 0
     (folder / "model.safetensors").write_bytes(b"\0" * 100)
     assert run_cli("verify", f"local-dir:{folder}").returncode == 1
+
+
+def test_outputs_that_overflow_are_a_problem(tmp_path):
+    """Finite weights, infinite activations in a middle layer: not a number is not a small difference."""
+    source = randomise(Mixer(**TINY | {"depth": 4}, act="erf"))
+    with torch.no_grad():
+        source.blocks[2].mlp_channels.fc2.weight.mul_(1e38)
+    folder = write_folder(tmp_path / "m", source, model_args=TINY_TIMM_ARGS | {"num_blocks": 4})
+    found = verify(f"local-dir:{folder}")
+    assert found.problem is not None
+    result = run_cli("verify", f"local-dir:{folder}", "--json")
+    assert result.returncode == 1
+    assert json.loads(result.stdout)["logits_error"] is None
+
+
+def test_models_without_pooling_and_with_a_fresh_head(tmp_path):
+    for i, change in enumerate(({"global_pool": ""}, {"num_classes": 0})):
+        model = randomise(Mixer(**TINY | change, act="erf"))
+        mixerzoo.save_model(model, tmp_path / str(i))
+        assert verify(f"local-dir:{tmp_path / str(i)}").problem is None
+    mixerzoo.save_model(Mixer(**TINY), tmp_path / "zeros")
+    assert verify(f"local-dir:{tmp_path / 'zeros'}").problem is None
+
+
+def test_several_names_go_on_past_a_bad_one():
+    result = run_cli("verify", "mixer_b61", "mixer_ti4_32")
+    assert result.returncode == 1
+    assert "There is no model 'mixer_b61'" in result.stderr
+    assert result.stdout.startswith("mixer_ti4_32: ok")

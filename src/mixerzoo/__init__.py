@@ -1,7 +1,7 @@
 """MLP-Mixer in PyTorch: every variant, every released checkpoint, true to the original."""
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.convert import convert, load_npz
+from mixerzoo.conversion import convert, load_npz
 from mixerzoo.errors import MixerzooError
 from mixerzoo.factory import create_model, create_transform
 from mixerzoo.inference.predict import Prediction, predict

@@ -30,6 +30,10 @@ class WeightsError(MixerzooError, RuntimeError):
     """Weights that are absent, damaged, unsafe, or do not fit the model."""
 
 
+class StorageError(WeightsError, OSError):
+    """A file that cannot be written: a full disk, a missing permission."""
+
+
 class DamagedFileError(WeightsError):
     """A file whose content cannot be parsed at all; a copy in the Hub cache is removed."""
 

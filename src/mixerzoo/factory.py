@@ -72,8 +72,9 @@ def create_model(
         global_pool: ``"avg"``, or ``""`` to keep the tokens.
         features_only: Return a model that maps images to a list of feature maps (N, C, rows, columns).
         out_indices: Layers whose outputs ``features_only`` returns: indices, or the last n (3 by default).
-        checkpoint_path: Load this safetensors file instead of the tag's weights; it must fit the model exactly. It is
-            mapped into memory: do not overwrite or truncate it in place while the model lives.
+        checkpoint_path: Load this safetensors file (mapped into memory: do not overwrite or truncate it in place while
+            the model lives) or Flax archive (``.npz``) instead of the tag's weights. It must fit the model exactly;
+            ``pretrained_cfg_overlay={"file": path}`` adapts it as the tag's weights are adapted.
         cache_dir: Cache of downloaded files; None for huggingface_hub's own (``HF_HOME``).
         pretrained_cfg: A tag, or a timm configuration that replaces the registered one.
         pretrained_cfg_overlay: Single entries to replace in the configuration, for instance ``{"file": path}``.
@@ -119,7 +120,7 @@ def create_model(
         overlay = _only_from(source, resolved, overlay)
     if resolved.stored is not None:
         arguments = dataclasses.asdict(resolved.stored) | arguments
-    return timm_registry.build(
+    model = timm_registry.build(
         resolved.variant,
         pretrained,
         pretrained_cfg=resolved.cfg,
@@ -127,6 +128,13 @@ def create_model(
         stored=resolved.stored,
         **arguments,
     )
+    (width,) = {m.config.tokens_mlp_dim for m in model.modules() if isinstance(m, Mixer)}
+    if tokens_mlp_dim not in (None, width):
+        raise ConfigError(
+            f"tokens_mlp_dim={tokens_mlp_dim}: carried to this image size the token-mixing width is {width}; leave "
+            "tokens_mlp_dim out, or choose resize='interpolate', which keeps the width."
+        )
+    return model
 
 
 def _only_from(source: WeightSource, resolved: Resolved, overlay: dict[str, Any]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from mixerzoo.zoo import CIFAR10_LABELS, MISLABELLED, WEIGHTS
 def labels(model_or_name: nn.Module | str) -> list[str]:
     """Class names in the order of the model's outputs.
 
-    ImageNet's are timm's WordNet descriptions. A model whose head was replaced, or that stems from an unlabelled
-    repository, has none.
+    ImageNet's are timm's WordNet descriptions. A model whose head was replaced or never loaded, or that stems from an
+    unlabelled repository, has none.
 
     Args:
         model_or_name: A model, or any name that :func:`mixerzoo.create_model` takes.
@@ -31,7 +31,8 @@ def labels(model_or_name: nn.Module | str) -> list[str]:
     else:
         cfg = getattr(model_or_name, "pretrained_cfg", None) or {}
         outputs = getattr(model_or_name, "num_classes", None)
-    if outputs == cfg.get("num_classes"):
+    fresh = not isinstance(model_or_name, str) and getattr(model_or_name, "fresh_head", False)
+    if outputs == cfg.get("num_classes") and not fresh:
         if cfg.get("label_names"):
             return list(cfg["label_names"])
         name = f"{cfg.get('architecture')}.{cfg.get('tag')}"

@@ -19,7 +19,7 @@ from mixerzoo.weights.files import WEIGHTS_FILE, read_state_dict
 from mixerzoo.weights.official import entry_folder, official_weights, read_record
 from mixerzoo.weights.save import CONFIG_FILE, save_folder
 from mixerzoo.weights.sizes import variant_of
-from mixerzoo.weights.upload import hub_address, upload_folder, uploaded_sha256
+from mixerzoo.weights.upload import check_repo_id, hub_address, upload_folder, uploaded_sha256
 from mixerzoo.zoo import VARIANTS, WEIGHTS, WeightTag
 
 
@@ -40,29 +40,48 @@ def save_model(
         model: A :class:`mixerzoo.Mixer`.
         folder: Created if need be.
         label_names: Names of the classes in the order of the outputs; None keeps the model's own, if it has some.
-        preprocessing: timm's data config; None for the model's own.
+        preprocessing: Entries of timm's data config (``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``)
+            that replace the model's own.
         dtype: Type of the stored tensors; None keeps the model's.
 
     Raises:
-        ConfigError: ``model`` is no whole Mixer (a feature extractor, for instance), or there are more or fewer names
-            than classes.
-        WeightsError: The files cannot be stored.
+        ConfigError: ``model`` is no whole Mixer (a feature extractor or a pruned model, for instance), or
+            ``label_names`` are not one text a class.
+        StorageError: The files cannot be stored.
     """
+    _save(model, Path(folder), label_names=label_names, preprocessing=preprocessing, dtype=dtype)
+
+
+def _save(
+    model: nn.Module,
+    folder: Path,
+    *,
+    label_names: Sequence[str] | None,
+    preprocessing: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+    address: str | None = None,
+) -> None:
     if not isinstance(model, Mixer):
         raise ConfigError(f"save_model takes a mixerzoo.Mixer, not a {type(model).__name__}.")
+    state = model.state_dict()
+    if state.keys() != Mixer.from_config(model.config, device="meta").state_dict().keys():
+        raise ConfigError("save_model takes a whole Mixer; parts of this one were replaced or removed.")
+    if any(tensor.is_meta for tensor in state.values()):
+        raise ConfigError("The model is on the meta device and has no values to save.")
     if label_names is None:
         label_names = _own_labels(model)
-    elif len(label_names) != model.num_classes:
-        raise ConfigError(f"{len(label_names)} label_names were given for {model.num_classes} classes.")
+    elif len(label_names) != model.num_classes or not all(isinstance(name, str) for name in label_names):
+        raise ConfigError(f"label_names must be {model.num_classes} texts, one a class.")
     described = getattr(model, "pretrained_cfg", None) or {}
     base = variant_of(model.config) or str(described.get("architecture"))
     save_folder(
-        {name: tensor.to(dtype) if dtype else tensor for name, tensor in model.state_dict().items()},
-        Path(folder),
+        {name: tensor.to(dtype) if dtype else tensor for name, tensor in state.items()},
+        folder,
         config=model.config,
         variant=base if base in VARIANTS else "mixer_b16",  # of sizes of one's own every field is stored
-        preprocessing=preprocessing or data_config(model),
+        preprocessing=data_config(model) | (preprocessing or {}),
         label_names=label_names,
+        address=address,
     )
 
 
@@ -82,7 +101,7 @@ def push_to_hub(
     revision: str | None = None,
     label_names: Sequence[str] | None = None,
 ) -> str:
-    """Save a model and upload it to the Hugging Face Hub.
+    """Save a model and upload it to the Hugging Face Hub; a model card that the repository has stays.
 
     Args:
         model: A :class:`mixerzoo.Mixer`.
@@ -99,9 +118,10 @@ def push_to_hub(
         ConfigError: See :func:`mixerzoo.save_model`.
         HubError: The upload failed.
     """
+    check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as folder:
-        save_model(model, folder, label_names=label_names)
-        return upload_folder(Path(folder), repo_id, private=private, token=token, revision=revision)
+        _save(model, Path(folder), label_names=label_names, address=f"hf-hub:{repo_id}")
+        return upload_folder(Path(folder), repo_id, private=private, token=token, revision=revision, keep_card=True)
 
 
 def push_folder(
@@ -137,6 +157,7 @@ def push_official(organisation: str, *, private: bool = False, token: str | None
         HubError: A download or an upload failed.
         WeightsError: A file is not the checkpoint that it should be.
     """
+    check_repo_id(f"{organisation}/name")
     for row in WEIGHTS.values():
         if row.npz_url is not None and row.hub_id is None:
             yield row.name, _push_tag(row, f"{organisation}/{row.name}", private=private, token=token)
@@ -160,5 +181,6 @@ def _push_tag(row: WeightTag, repo_id: str, *, private: bool, token: str | None)
             preprocessing=data_config(row.name),
             row=row,
             origin=asdict(record),
+            address=f"hf-hub:{repo_id}",
         )
         return upload_folder(Path(folder), repo_id, private=private, token=token)

@@ -34,7 +34,13 @@ def layer_norm(x: Array, weight: Array, bias: Array, eps: float) -> Array:
 
 
 def mixer(
-    state: Mapping[str, Tensor], images: Any, *, patch: int, act: Literal["tanh", "erf"], eps: float = 1e-6
+    state: Mapping[str, Tensor],
+    images: Any,
+    *,
+    patch: int,
+    act: Literal["tanh", "erf"],
+    eps: float = 1e-6,
+    pool: bool = True,
 ) -> tuple[list[Array], Array]:
     """Run a whole Mixer.
 
@@ -44,10 +50,11 @@ def mixer(
         patch: Side of a patch in pixels.
         act: GELU flavour.
         eps: Added to the variance in every LayerNorm.
+        pool: Average the tokens before the head.
 
     Returns:
         The output of every layer (N, S, C), and the logits (N, classes), or the pooled features (N, C) of a model
-        without a head.
+        without a head; one for each token (N, S, ...) without pooling.
     """
 
     def parameter(name: str) -> Array:
@@ -80,5 +87,7 @@ def mixer(
         x = x + np.swapaxes(mixed, 1, 2)
         x = x + mlp(norm(x, f"{block}.norm2"), f"{block}.mlp_channels")
         outputs.append(x)
-    pooled = norm(x, "norm").mean(axis=1)
+    pooled = norm(x, "norm")
+    if pool:
+        pooled = pooled.mean(axis=1)
     return outputs, linear(pooled, "head") if "head.weight" in state else pooled

@@ -139,6 +139,8 @@ def build(
         pretrained_cfg = truth.partition(".")[2]
     if isinstance(pretrained_cfg, PretrainedCfg):
         pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "hf-hub":
+        pretrained_cfg = pretrained_cfg | {"file": None, "url": None}  # a stranger's config.json names no other source
     cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
     cfg = dataclasses.replace(cfg, **_ALWAYS)
     row = WEIGHTS.get(f"{variant}.{cfg.tag}")

@@ -29,7 +29,7 @@ from mixerzoo.weights.google import linen_names
 MODEL = "mixer_l16"
 _CHILD = """
 import json, sys, time
-from mixerzoo.convert import convert
+from mixerzoo.conversion import convert
 def memory(field):
     lines = open("/proc/self/status").read().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mixerzoo.convert import convert
-from mixerzoo.errors import ConfigError
+from mixerzoo.conversion import convert
+from mixerzoo.errors import ConfigError, MixerzooError
 from mixerzoo.inference.verify import Verification, verify
 from mixerzoo.publish import push_folder, push_official
 
@@ -23,15 +24,15 @@ def convert_command(
     ] = None,
     act: Annotated[
         Literal["tanh", "erf"] | None,
-        typer.Option(help="GELU flavour.  [default: the tag's; else tanh for Flax, erf for state dicts]"),
+        typer.Option(help="GELU flavour; otherwise the tag's, else tanh for Flax archives and erf for state dicts."),
     ] = None,
     img_size: Annotated[
         tuple[int, int] | None, typer.Option(help="Height and width, where the patch grid is not square.")
     ] = None,
 ) -> None:
     """Convert a checkpoint into a folder that local-dir: names load, here and in timm."""
-    variant = convert(source, folder, model=model, act=act, img_size=img_size)
-    typer.echo(f"{variant}: local-dir:{folder}")
+    found = convert(source, folder, model=model, act=act, img_size=img_size)
+    typer.echo(f"{found.variant}, {found.config.act} GELU ({found.act_reason}): local-dir:{folder}")
 
 
 def verify_command(
@@ -45,17 +46,27 @@ def verify_command(
 
     Exit status 1 if anything is wrong.
     """
-    problems = 0
-    for name in names:
-        found = verify(name, source=source)
-        problems += found.problem is not None
-        typer.echo(_as_json(found) if json_output else _as_text(found))
-    if problems:
+    results = [_verify_and_show(name, source, json_output) for name in names]  # the others go on past a bad one
+    if not all(results):
         raise typer.Exit(1)
 
 
+def _verify_and_show(name: str, source: Literal["hub", "npz"] | None, json_output: bool) -> bool:
+    try:
+        found = verify(name, source=source)
+    except MixerzooError as error:
+        if json_output:
+            typer.echo(json.dumps({"name": name, "problem": str(error)}))
+        else:
+            typer.echo(f"error: {error}", err=True)
+        return False
+    typer.echo(_as_json(found) if json_output else _as_text(found))
+    return found.problem is None
+
+
 def _as_json(found: Verification) -> str:
-    return json.dumps(dataclasses.asdict(found) | {"problem": found.problem}, default=str)
+    errors = {f: v if math.isfinite(v) else None for f in ("block_error", "logits_error") for v in [getattr(found, f)]}
+    return json.dumps(dataclasses.asdict(found) | errors | {"problem": found.problem}, default=str)
 
 
 def _as_text(found: Verification) -> str:

@@ -20,6 +20,7 @@ def model_card(
     architecture: str,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
+    address: str | None = None,
 ) -> str:
     """Write a card: what the model is, where it comes from, how good it is known to be, how to load it.
 
@@ -30,6 +31,7 @@ def model_card(
         architecture: The name in ``config.json``: timm's where timm can express the model.
         row: The released checkpoint that it is, if it is one.
         origin: Where the weights come from, in words and values, one line each.
+        address: The name by which ``create_model`` loads it.
     """
     in_timm = architecture not in VARIANTS
     front = {
@@ -46,7 +48,16 @@ def model_card(
     lines += ["", "## The model", "", *_size_lines(config, preprocessing)]
     if origin:
         lines += ["", "## Where the weights come from", "", *(f"- {key}: {value}" for key, value in origin.items())]
-    lines += ["", "## Accuracy", "", *_score_lines(row), "", "## Use", "", *_use_lines(config, in_timm=in_timm)]
+    lines += [
+        "",
+        "## Accuracy",
+        "",
+        *_score_lines(row),
+        "",
+        "## Use",
+        "",
+        *_use_lines(config, address, in_timm=in_timm),
+    ]
     lines += [
         "",
         "## Source",
@@ -79,12 +90,12 @@ def _score_lines(row: WeightTag | None) -> list[str]:
     return ["| metric | | source |", "|---|---|---|", *table]
 
 
-def _use_lines(config: MixerConfig, *, in_timm: bool) -> list[str]:
-    lines = ["```python", "import mixerzoo", ""]
-    lines += ['model = mixerzoo.create_model("hf-hub:organisation/name", pretrained=True).eval()  # or local-dir:path']
+def _use_lines(config: MixerConfig, address: str | None, *, in_timm: bool) -> list[str]:
+    name = address or "local-dir:path/to/this/folder"
+    lines = ["```python", "import mixerzoo", "", f'model = mixerzoo.create_model("{name}", pretrained=True).eval()']
     if not in_timm:
         return [*lines, "```", "", "timm has no such architecture of its own; after `import mixerzoo` it loads it too."]
-    lines += ["", "import timm", "", 'model = timm.create_model("hf-hub:organisation/name", pretrained=True).eval()']
+    lines += ["", "import timm", "", f'model = timm.create_model("{name}", pretrained=True).eval()']
     lines += ["```", "", "Transformers' timm wrapper loads it as well.", "", "### What plain timm does differently", ""]
     differences = []
     if config.act == "tanh":

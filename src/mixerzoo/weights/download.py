@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mixerzoo.errors import HubError, HubUnreachableError
 from mixerzoo.weights import network
 
 _PLAIN = {"Accept-Encoding": "identity"}  # ranges and sizes are those of the file itself
+_LENGTHS = {"md5": 16, "sha256": 32}
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ def download(url: str, folder: Path, what: str) -> tuple[Path, Announced]:
     """
     parts = urlsplit(url)
     server, name = f"{parts.scheme}://{parts.netloc}", Path(parts.path).name
-    with network.explained(what, server):
+    with network.explained(what, server, "download"):
         announced = network.within(network.REACH_DEADLINE, lambda: _ask(url))
     # Another version of the file on the server starts anew: the name tells versions apart.
     target = folder / f"{name}.{hashlib.sha256(announced.version.encode()).hexdigest()[:8]}.part"
     for attempt in range(1, network.DOWNLOAD_ATTEMPTS + 1):
         try:
-            with network.explained(what, server), target.open("ab") as file:
+            with network.explained(what, server, "download"), target.open("ab") as file:
                 size = file.tell()
-                if announced.size is not None and size > announced.size:
+                if announced.size is None or size > announced.size:  # where it must end is not known: start anew
                     size = file.truncate(0)
                 http_get(
                     url,
@@ -90,6 +90,8 @@ def download(url: str, folder: Path, what: str) -> tuple[Path, Announced]:
 def _ask(url: str) -> Announced:
     """One request without retries: is the file there, and what does the server say of it?"""
     response = get_session().head(url, headers=_PLAIN, timeout=network.REQUEST_TIMEOUT, follow_redirects=True)
+    if response.status_code in (405, 501):  # a server that does not say anything beforehand
+        return Announced(None, "", {})
     hf_raise_for_status(response)
     length = response.headers.get("Content-Length", "")
     return Announced(
@@ -100,16 +102,14 @@ def _ask(url: str) -> Announced:
 
 
 def _digests(headers: Mapping[str, str]) -> dict[str, str]:
-    """Hashes in a server's answer: Google's ``x-goog-hash``, RFC 9530's digests, or a SHA-256 as ETag."""
+    """Hashes in a server's answer: Google's ``x-goog-hash``, and the digests of RFC 9530 and its predecessor."""
     found: dict[str, str] = {}
     pairs = ",".join(headers.get(name, "") for name in ("x-goog-hash", "Repr-Digest", "Digest"))
     for pair in pairs.split(","):
         algorithm, _, encoded = pair.strip().partition("=")
         algorithm = algorithm.lower().replace("-", "")
-        if algorithm in ("md5", "sha256"):
-            with suppress(binascii.Error):
-                found[algorithm] = base64.b64decode(encoded.strip(":"), validate=True).hex()
-    etag = headers.get("ETag", "").removeprefix("W/").strip('"')
-    if re.fullmatch(r"[0-9a-f]{64}", etag):
-        found.setdefault("sha256", etag)
+        with suppress(binascii.Error):
+            digest = base64.b64decode(encoded.strip(":"), validate=True)
+            if len(digest) == _LENGTHS.get(algorithm):
+                found[algorithm] = digest.hex()
     return found

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mixerzoo.errors import DamagedFileError, WeightsError
+from mixerzoo.errors import DamagedFileError, StorageError, WeightsError
 from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.google import read_npz
 
@@ -23,6 +23,7 @@ PICKLE_ADVICE = (
     "Pickled checkpoints can run code and are not loaded: `mixerzoo convert` reads the tensors of one without running "
     "any."
 )
+_MAX_EXPANSION = 100
 _ANCHOR = "stem.proj.weight"
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order of preference
 
@@ -70,14 +71,31 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
             f"{path} holds more than tensors, or is no checkpoint of torch's; objects that only code could build are "
             "refused. Where you trust it, store its state dict with safetensors.torch.save_file."
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DamagedFileError(f"{path} is not a whole checkpoint of torch's ({reason}).") from None
     if isinstance(content, Mapping):
         content = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} holds no state dict (parameter names and tensors), alone or as 'state_dict'.")
-    return without_prefix({str(name): tensor for name, tensor in content.items()})
+    return without_prefix(_plain({str(name): tensor for name, tensor in content.items()}, path))
+
+
+def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Dense tensors, each in memory of its own; those that are not are copied."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_meta:
+            raise WeightsError(f"{path}: {name} is no dense tensor with values ({tensor.layout}, on {tensor.device}).")
+    if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_EXPANSION * path.stat().st_size:
+        raise WeightsError(f"{path} would unpack to more than {_MAX_EXPANSION} times its size; weights never do.")
+    plain: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        alone = tensor.is_contiguous() and storage.nbytes() == tensor.nbytes and storage.data_ptr() not in taken
+        plain[name] = tensor.detach() if alone else tensor.detach().clone(memory_format=torch.contiguous_format)
+        taken.add(storage.data_ptr())
+    return plain
 
 
 def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -85,7 +103,8 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     prefixes = [name.removesuffix(_ANCHOR) for name in tensors if name.endswith(f".{_ANCHOR}")]
     if _ANCHOR in tensors or len(prefixes) != 1:
         return tensors
-    return {name.removeprefix(prefixes[0]): tensor for name, tensor in tensors.items()}
+    stripped = {name.removeprefix(prefixes[0]): tensor for name, tensor in tensors.items()}
+    return stripped if len(stripped) == len(tensors) else tensors  # a name that would be there twice stays as it is
 
 
 def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -99,9 +118,9 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file in one move.
 
     Raises:
-        WeightsError: It cannot be stored (a full disk, for instance).
+        StorageError: It cannot be stored (a full disk, for instance).
     """
     try:
         write_atomically(path, lambda temporary: save_file(tensors, temporary))
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} cannot be stored ({error}).") from None
+    except SafetensorError as error:
+        raise StorageError(f"{path} cannot be stored ({error}).") from None

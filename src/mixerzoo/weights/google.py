@@ -13,11 +13,12 @@ Layouts (dense kernels are (in, out), the embedding is (height, width, in, out))
 
 from __future__ import annotations
 
+import lzma
 import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
 from mixerzoo.weights.sizes import check_limits
 
-# Below a prefix of training checkpoints, and what lies beside it there: the optimiser's state, counters.
-_PREFIXES = {"opt/target/": ("opt/state/", "opt/", "extra/", "step"), "params/": ("opt/", "extra/", "step")}
+# Prefixes of training checkpoints, and what lies beside the model there: the optimiser's state, counters, clocks.
+_PREFIXES = {
+    "opt/target/": ("opt/state/", "extra/", "step"),
+    "params/": ("opt/", "extra/", "chrono/", "step"),
+}
 _LAYER_PARTS = {
     "LayerNorm_0": "norm1",
     "token_mixing/Dense_0": "mlp_tokens.fc1",
@@ -86,13 +90,9 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             names it.
     """
     with _explained(path), zipfile.ZipFile(path) as archive:
-        arrays = _model_arrays({array.key: array for array in _headers(archive, path)}, path)
-        surplus_axes = "embedding/kernel" in arrays
-        if surplus_axes:
-            arrays = {_linen_name(key, arrays): array for key, array in arrays.items()}
-        shapes = _checked_shapes(arrays, path, surplus_axes=surplus_axes)
-        largest = max(array.num_bytes for array in arrays.values())
-        scratch = np.empty(largest, np.uint8)  # every array is read into the same place
+        arrays = {array.key: array for array in _headers(archive, path)}
+        shapes = _checked_shapes(arrays, path)
+        scratch = np.empty(max(arrays[key].num_bytes for key in shapes), np.uint8)  # all are read into the same place
         return {name: _as_tensor(archive, arrays[key], shape, scratch, path) for key, (name, shape) in shapes.items()}
 
 
@@ -104,11 +104,11 @@ def _explained(path: Path) -> Iterator[None]:
         raise WeightsError(f"There is no weights file {path}.") from None
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         raise DamagedFileError(f"{path} is not a whole .npz archive ({error}): fetch or write it again.") from None
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise WeightsError(f"{path} cannot be read ({error}).") from None
 
 
@@ -136,61 +136,37 @@ def _headers(archive: zipfile.ZipFile, path: Path) -> Iterator[_Array]:
 
 
 def _read_header(file: IO[bytes], key: str, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        header = np.lib.format.read_array_header_1_0(file)
-    elif version == (2, 0):
-        header = np.lib.format.read_array_header_2_0(file)
-    else:
-        raise DamagedFileError(f"{path}: {key} is in version {version[0]}.{version[1]} of the .npy format.")
-    shape, fortran, dtype = header
-    return shape, fortran, dtype
+    try:
+        version = np.lib.format.read_magic(file)
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError):
+        raise
+    except Exception as error:  # NumPy parses headers with Python's own parser, which has many ways to fail
+        raise DamagedFileError(f"{path}: {key} has no header that NumPy reads ({error}).") from None
+    raise DamagedFileError(f"{path}: {key} is in version {version[0]}.{version[1]} of the .npy format.")
 
 
-def _model_arrays(arrays: dict[str, _Array], path: Path) -> dict[str, _Array]:
-    """The model's arrays, without the prefix and the optimiser's state of training checkpoints."""
-    for prefix, beside in _PREFIXES.items():
-        if any(key.startswith(prefix) for key in arrays):
-            strays = [key for key in arrays if not key.startswith((prefix, *beside))]
-            if strays:
-                raise WeightsError(f"{path} has unexpected {_first(strays)} beside {prefix}.")
-            return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
-    return arrays
-
-
-def _linen_name(key: str, arrays: Mapping[str, _Array]) -> str:
-    """The linen name of a pre-linen array; a key that is none of them stays, and is refused by name later."""
-    key = re.sub(r"^embedding/", "stem/", key)
-    key = re.sub(r"^Mixer/encoder_norm/", "pre_head_layer_norm/", key)
-    if not (match := re.fullmatch(r"Mixer/encoderblock_(\d+)/(.+)", key)):
-        return key
-    layer, part = match.groups()
-    other = f"Mixer/encoderblock_{layer}/LayerNorm_1/"
-    if part.startswith("LayerNorm_2/") and not any(k.startswith(other) for k in arrays):
-        part = part.replace("LayerNorm_2/", "LayerNorm_1/")
-    if dense := re.fullmatch(r"(token|channel)_mixing_phase_0/(kernel|bias)([12])", part):
-        mixing, kind, number = dense.groups()
-        part = f"{mixing}_mixing/Dense_{int(number) - 1}/{kind}"
-    return f"MixerBlock_{layer}/{part}"
-
-
-def _checked_shapes(
-    arrays: Mapping[str, _Array], path: Path, *, surplus_axes: bool
-) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """timm's name of every array, and its shape without surplus singleton axes.
+def _checked_shapes(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """timm's name and the shape without surplus singleton axes of every array of the model, by its name in the file.
 
     Raises:
         WeightsError: An array is missing, unexpected, or has another shape than the sizes of the others demand.
     """
-    layers = {int(match[1]) for key in arrays if (match := re.match(r"MixerBlock_(\d{1,4})/", key))}
-    depth = 1 + max(layers, default=0)
-    targets = linen_names(depth, with_head=any(key.startswith("head/") for key in arrays))
-    missing, unexpected = [k for k in targets if k not in arrays], [k for k in arrays if k not in targets]
+    spell, beside = _layout(arrays)
+    layers = {int(match[1]) for key in arrays if (match := re.search(r"(?:MixerBlock|encoderblock)_(\d{1,4})/", key))}
+    with_head = any(spell(f"head/{kind}") in arrays for kind in ("kernel", "bias"))
+    targets = {spell(key): found for key, found in linen_names(1 + max(layers, default=0), with_head=with_head).items()}
+    missing = [key for key in targets if key not in arrays]
+    unexpected = [key for key in arrays if key not in targets and not (beside and key.startswith(beside))]
     if missing or unexpected:
         problems = [f"lacks {_first(missing)}"] * bool(missing)
-        problems += [f"has unexpected {_first([arrays[k].key for k in unexpected])}"] * bool(unexpected)
+        problems += [f"has unexpected {_first(unexpected)}"] * bool(unexpected)
         raise WeightsError(f"{path} is no whole Flax checkpoint of a Mixer: it {' and '.join(problems)}.")
-    widths = _widths(arrays, path)
+    surplus_axes = spell("stem/kernel").endswith("embedding/kernel")
+    widths = _widths({f"{module}.{kind}": arrays[key] for key, (module, kind) in targets.items()}, path)
     shapes = {}
     for key, (module, kind) in targets.items():
         expected = widths.get(module.split(".", 2)[-1] if module.startswith("blocks.") else module, widths["norm"])
@@ -198,24 +174,54 @@ def _checked_shapes(
         array = arrays[key]
         same = array.shape == expected or (surplus_axes and _no_ones(array.shape) == _no_ones(expected))
         if not same:
-            raise WeightsError(f"{path}: {array.key} has shape {array.shape}, the other arrays demand {expected}.")
+            raise WeightsError(f"{path}: {key} has shape {array.shape}, the other arrays demand {expected}.")
         if array.dtype.str[1:] not in ("f2", "f4", "f8", "V2"):  # V2: bfloat16, which NumPy does not know
-            raise WeightsError(f"{path}: {array.key} holds {array.dtype} values; weights must be floating-point.")
+            raise WeightsError(f"{path}: {key} holds {array.dtype} values; weights must be floating-point.")
         shapes[key] = (f"{module}.{'bias' if kind == 'bias' else 'weight'}", expected)
     return shapes
 
 
-def _widths(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of each kind of kernel, from the stem's and the biases of the first layer and the head."""
-    stem = arrays["stem/kernel"].shape
-    if len(stem) != 4 or stem[0] != stem[1]:
-        raise WeightsError(f"{path}: stem/kernel has shape {stem} instead of (patch, patch, channels, width).")
-    patch, _, in_chans, channels = stem
-    tokens, tokens_hidden, channels_hidden = (
-        math.prod(arrays[f"MixerBlock_0/{part}/bias"].shape)
-        for part in ("token_mixing/Dense_1", "token_mixing/Dense_0", "channel_mixing/Dense_0")
+def _layout(arrays: Mapping[str, _Array]) -> tuple[Callable[[str], str], tuple[str, ...]]:
+    """How the file spells a linen name, and the prefixes of what lies beside the model."""
+    prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in arrays)), "")
+    older = f"{prefix}embedding/kernel" in arrays
+    second = 2 if any(key.startswith(f"{prefix}Mixer/encoderblock_0/LayerNorm_2/") for key in arrays) else 1
+
+    def spell(key: str) -> str:
+        return prefix + (_pre_linen_name(key, second) if older else key)
+
+    return spell, _PREFIXES.get(prefix, ())
+
+
+def _pre_linen_name(key: str, second_norm: int) -> str:
+    """The older name of a linen array."""
+    key = re.sub(r"^stem/", "embedding/", key)
+    key = re.sub(r"^pre_head_layer_norm/", "Mixer/encoder_norm/", key)
+    key = re.sub(r"^MixerBlock_", "Mixer/encoderblock_", key)
+    key = key.replace("/LayerNorm_1/", f"/LayerNorm_{second_norm}/")
+    return re.sub(
+        r"/(token|channel)_mixing/Dense_([01])/(kernel|bias)$",
+        lambda dense: f"/{dense[1]}_mixing_phase_0/{dense[3]}{int(dense[2]) + 1}",
+        key,
     )
-    classes = math.prod(arrays["head/bias"].shape) if "head/bias" in arrays else 0
+
+
+def _widths(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each kind of kernel, from the stem's and the biases of the first layer and the head.
+
+    Args:
+        arrays: By timm's module and the kind of array.
+        path: What to call the file in messages.
+    """
+    stem = arrays["stem.proj.kernel"]
+    if len(stem.shape) != 4 or stem.shape[0] != stem.shape[1]:
+        raise WeightsError(f"{path}: {stem.key} has shape {stem.shape} instead of (patch, patch, channels, width).")
+    patch, _, in_chans, channels = stem.shape
+    tokens, tokens_hidden, channels_hidden = (
+        math.prod(arrays[f"blocks.0.{part}.bias"].shape)
+        for part in ("mlp_tokens.fc2", "mlp_tokens.fc1", "mlp_channels.fc1")
+    )
+    classes = math.prod(arrays["head.bias"].shape) if "head.bias" in arrays else 0
     check_limits(
         MixerConfig(
             img_size=(patch, patch * tokens),  # how many tokens; how they lie is not known here
@@ -223,13 +229,13 @@ def _widths(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[int, ..
             in_chans=in_chans,
             num_classes=classes,
             embed_dim=channels,
-            depth=sum(key.endswith("LayerNorm_0/bias") for key in arrays),
+            depth=sum(name.endswith("norm1.bias") for name in arrays),
             tokens_mlp_dim=tokens_hidden,
             channels_mlp_dim=channels_hidden,
         )
     )
     return {
-        "stem.proj": stem,
+        "stem.proj": stem.shape,
         "mlp_tokens.fc1": (tokens, tokens_hidden),
         "mlp_tokens.fc2": (tokens_hidden, tokens),
         "mlp_channels.fc1": (channels, channels_hidden),

@@ -133,7 +133,7 @@ def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path 
 def _explained(what: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence with a remedy."""
     endpoint = huggingface_hub.constants.ENDPOINT
-    with network.explained(what, endpoint):
+    with network.explained(what, endpoint, "download"):
         try:
             yield
         except GatedRepoError:
@@ -148,7 +148,7 @@ def _explained(what: str) -> Iterator[None]:
                 "`hf auth login`."
             ) from None
         except LocalEntryNotFoundError as error:
-            raise HubUnreachableError(network.unreachable(what, endpoint, error)) from None
+            raise HubUnreachableError(network.unreachable(what, endpoint, error, "download")) from None
         except EntryNotFoundError:
             raise HubError(
                 f"{what}: the repository has no such file; mixerzoo loads config.json and model.safetensors."

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
-from mixerzoo.weights.sizes import check_limits
+from mixerzoo.weights.sizes import check_limits, check_side
 from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
 _SAME_NAME = (
@@ -29,9 +29,8 @@ _SAME_NAME = (
 )
 _IGNORED_IF_FALSE = ("proj_drop_rate", "nlhb", "stem_norm", "pretrained", "features_only")
 _INTERPOLATIONS = ("bicubic", "bilinear", "nearest")
+_LABEL_FIELDS = ("label_names", "label_descriptions")  # taken from where they are checked
 _SOURCE_FIELDS = ("url", "file", "state_dict", "hf_hub_id", "hf_hub_filename", "source", "custom_load")
-
-_MAX_SIDE = 2048
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _parse(raw: Mapping[str, Any]) -> HubConfig:
     fields.setdefault("img_size", pretrained_cfg.input_size[1:])
     fields.setdefault("act", _default_act(pretrained_cfg.tag, architecture))
     config = dataclasses.replace(VARIANTS[variant].config, **fields)
-    check_integer("img_size", max(config.image_hw), minimum=1, maximum=_MAX_SIDE)
+    check_side(config)
     check_limits(config)
     pretrained_cfg.architecture = variant
     pretrained_cfg.num_classes = config.num_classes
@@ -124,13 +123,15 @@ def _from_configilm(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     }
     arguments = {ours: described[theirs] for theirs, ours in names.items() if described.get(theirs) is not None}
     size, channels = arguments.get("img_size", 120), arguments.get("in_chans", 3)  # ConfigILM's defaults
-    variant, _, tag = str(described["timm_model_name"]).partition(".")
+    variant = str(described["timm_model_name"]).partition(".")[0]
     return {
         "architecture": variant,
         "num_classes": described.get("classes", 10),
         "model_args": arguments,
-        "pretrained_cfg": {"input_size": [channels, size, size], "tag": tag or None},
-    } | ({"label_names": list(described["class_names"])} if described.get("class_names") else {})
+        "pretrained_cfg": {"input_size": [channels, size, size]},
+        "mixerzoo": {"act": "erf"},  # it trains with timm, whatever the weights that it started from
+        "label_names": described.get("class_names") or None,
+    }
 
 
 def _default_act(tag: str | None, architecture: Any) -> str:
@@ -186,7 +187,7 @@ def _own_fields(section: Mapping[str, Any], title: str) -> dict[str, Any]:
 
 
 def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:
-    known = {f.name for f in dataclasses.fields(PretrainedCfg)} - set(_SOURCE_FIELDS)
+    known = {f.name for f in dataclasses.fields(PretrainedCfg)} - set(_SOURCE_FIELDS) - set(_LABEL_FIELDS)
     values = {name: value for name, value in described.items() if name in known and value is not None}
     if "input_size" in values:
         size = values["input_size"]

@@ -99,7 +99,7 @@ def load_weights(
 
     Args:
         model: Built on the meta device (or anywhere; its parameters are replaced).
-        path: A safetensors file with timm's parameter names.
+        path: A safetensors file with timm's parameter names, or a Flax archive.
         stored: Sizes of the weights in the file.
         resize: How token mixing is carried; None tiles where the grid's sides are whole multiples.
         dtype: Type of the resulting parameters; equal types are not copied.
@@ -136,6 +136,7 @@ def assign_weights(
         _check_shape(name, tensors[name], tuple(parameter.shape), path)
         tensors[name] = tensors[name].to(dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
+    model.fresh_head = False
     if not same_head:
         model.reset_classifier(num_classes)  # where the other parameters are now
 
@@ -192,7 +193,7 @@ def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...], path: Pat
 
 def _adapt_stem(kernel: Tensor, in_chans: int) -> Tensor:
     """timm's ``adapt_input_conv``, from any number of channels: one is the sum, more are repeats, rescaled."""
-    kernel, stored = kernel.float(), kernel.shape[1]
+    kernel, stored = kernel.to(torch.promote_types(kernel.dtype, torch.float32)), kernel.shape[1]
     if in_chans == 1:
         return kernel.sum(dim=1, keepdim=True)
     repeats = -(-in_chans // stored)

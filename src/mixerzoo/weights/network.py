@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -11,7 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError
@@ -32,6 +34,10 @@ Loading a model asks for two files at most, so the user knows within ten seconds
 DOWNLOAD_ATTEMPTS = 3
 """How often a download that breaks off is taken up again (newer clients also try on their own)."""
 
+Task: TypeAlias = Literal["download", "upload"]
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM)
+_LOG_IN = "the token is missing, expired or lacks permission; log in with `hf auth login`"
 _T = TypeVar("_T")
 
 
@@ -55,8 +61,13 @@ def within(seconds: float, call: Callable[[], _T]) -> _T:
 
 
 @contextmanager
-def explained(what: str, server: str) -> Iterator[None]:
+def explained(what: str, server: str, task: Task) -> Iterator[None]:
     """Turn what the HTTP client and the file system raise into one sentence with a remedy.
+
+    Args:
+        what: What is being moved, for messages.
+        server: Where from or to.
+        task: How to speak of it.
 
     Raises:
         HubUnreachableError: The server does not answer, fails, or offline mode is on.
@@ -66,33 +77,36 @@ def explained(what: str, server: str) -> Iterator[None]:
         yield
     except MixerzooError:
         raise
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else "an error"
-        remedy = "try again later"
-        if status in (401, 403):
-            remedy = "the token is missing, expired or lacks permission; log in with `hf auth login`"
-        elif status == 404:
-            remedy = "check the name"
-        message = f"{what}: {server} answered with status {status}; {remedy}."
-        server_failed = isinstance(status, int) and (status >= 500 or status == 429)
-        raise (HubUnreachableError(message) if server_failed else HubError(message)) from None
-    except (_httpx.HTTPError, _httpx.InvalidURL, OSError, RuntimeError) as error:  # RuntimeError: hf_xet's
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            raise HubError(f"{what} cannot be stored: {error.strerror} ({error.filename}).") from None
+    except (_httpx.HTTPError, _httpx.InvalidURL, OSError, RuntimeError) as error:  # RuntimeError: uploads, and hf_xet
+        cause = error if isinstance(error, HfHubHTTPError) else error.__cause__
+        if isinstance(cause, HfHubHTTPError):
+            raise _answered(what, server, cause) from None
+        if isinstance(error, OSError) and (error.errno in _STORAGE or error.filename is not None):
+            where = f" ({error.filename})" if error.filename else ""
+            raise HubError(f"{what} cannot be stored: {error.strerror}{where}.") from None
         if "Consistency check failed" in str(error):
-            raise HubUnreachableError(f"{what}: the download broke off before its end; try again.") from None
-        raise HubUnreachableError(unreachable(what, server, error)) from None
+            raise HubUnreachableError(f"{what} broke off before its end; try again.") from None
+        if refused := re.search(r"\b(401|403)\b", str(error)) if isinstance(error, RuntimeError) else None:
+            raise HubError(f"{what}: {server} answered with status {refused[1]}; {_LOG_IN}.") from None
+        raise HubUnreachableError(unreachable(what, server, error, task)) from None
 
 
-def unreachable(what: str, server: str, error: BaseException) -> str:
+def _answered(what: str, server: str, error: HfHubHTTPError) -> HubError:
+    status = error.response.status_code if error.response is not None else "an error"
+    remedy = {401: _LOG_IN, 403: _LOG_IN, 404: "check the name"}.get(status, "try again later")
+    message = f"{what}: {server} answered with status {status}; {remedy}."
+    server_failed = isinstance(status, int) and (status >= 500 or status == 429)
+    return HubUnreachableError(message) if server_failed else HubError(message)
+
+
+def unreachable(what: str, server: str, error: BaseException, task: Task) -> str:
     """Say that a server cannot be reached, or that offline mode is on, and what helps."""
+    missing = " is not in the cache and" if task == "download" else ":"
     if huggingface_hub.constants.is_offline_mode():
-        return f"{what} is not in the cache and HF_HUB_OFFLINE is set: unset it once to download the file."
+        return f"{what}{missing} HF_HUB_OFFLINE is set: unset it once to {task}."
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return (
-        f"{what} is not in the cache and {server} cannot be reached ({reason}): check the network or proxy, or load "
-        "a local file with checkpoint_path= or a local-dir: name."
-    )
+    instead = ", or load a local file with checkpoint_path= or a local-dir: name" if task == "download" else ""
+    return f"{what}{missing} {server} cannot be reached ({reason}): check the network or proxy{instead}."
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:

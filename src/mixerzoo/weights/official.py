@@ -76,11 +76,19 @@ def official_weights(url: str, name: str, *, stored: MixerConfig, cache_dir: str
         WeightsError: The file is not the checkpoint that it should be. Nothing of it stays in the cache.
     """
     folder = entry_folder(url, cache_dir)
-    if read_record(folder, url) is None:
+    if read_record(folder, url) is not None:
+        _sweep(folder)  # of a process that was killed after it wrote the record
+    else:
         with _locked(folder, name):
             if read_record(folder, url) is None:  # nobody else made it while we waited
                 _make_entry(folder, url, name, stored)
     return folder / WEIGHTS_FILE
+
+
+def _sweep(folder: Path) -> None:
+    """Remove downloads that a finished entry does not need any more."""
+    for part in folder.glob("*.part"):
+        part.unlink()
 
 
 def entry_folder(url: str, cache_dir: str | Path | None = None) -> Path:
@@ -104,11 +112,12 @@ def read_record(folder: Path, url: str) -> Provenance | None:
 def _locked(folder: Path, name: str) -> Iterator[None]:
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        warnings.warn(f"Waiting for another process that is converting {name}.", UserWarning, stacklevel=2)
-        lock.acquire()
-    except OSError as error:
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            warnings.warn(f"Waiting for another process that is converting {name}.", UserWarning, stacklevel=2)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
         raise HubError(f"The weights of {name} cannot be stored: {error}.") from None
     try:
         yield
@@ -131,7 +140,7 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
         found = config_of(tensors, source, act=stored.act, img_size=stored.image_hw)
         if wrong := differences(found, stored):
             raise WeightsError(f"{url} does not hold the weights of {name}: {', '.join(wrong)}.")
-    except WeightsError:
+    except Exception:  # whatever is wrong with it would be wrong with it the next time
         source.unlink()
         raise
     target = folder / WEIGHTS_FILE
@@ -149,5 +158,4 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
     )
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
     write_atomically(folder / RECORD_FILE, lambda path: path.write_text(text))
-    for download_file in folder.glob("*.part"):
-        download_file.unlink()
+    _sweep(folder)

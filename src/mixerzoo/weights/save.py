@@ -20,6 +20,7 @@ from mixerzoo.config import PRESETS, MixerConfig
 from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.card import model_card
 from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors
+from mixerzoo.weights.sizes import check_limits, check_side
 from mixerzoo.zoo import TIMM_VARIANTS, WeightTag
 
 CONFIG_FILE = "config.json"
@@ -38,8 +39,12 @@ def save_folder(
     label_names: Sequence[str] | None = None,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
+    address: str | None = None,
 ) -> None:
     """Write ``model.safetensors``, ``config.json`` and, unless there is one, a model card; each in one move.
+
+    A configuration that other weights came with goes first and the new one comes last, so that a process killed in
+    between leaves a folder that is refused, never one whose parts belong to different models.
 
     Args:
         tensors: Every parameter under timm's name.
@@ -50,18 +55,26 @@ def save_folder(
         label_names: Names of the classes, in the order of the outputs.
         row: The released checkpoint that it is, if it is one.
         origin: For the card: where the weights come from.
+        address: For the card: the name by which ``create_model`` loads the folder.
 
     Raises:
-        WeightsError: The weights cannot be stored.
+        ConfigError: Sizes that would be refused when the folder is loaded.
+        StorageError: A file cannot be stored.
     """
-    stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-    write_tensors(stored, folder / WEIGHTS_FILE)
+    check_side(config)
+    check_limits(config)
     described = folder_config(config, variant, preprocessing, label_names=label_names, row=row)
     text = json.dumps(described, indent=2) + "\n"
+    architecture = described["architecture"]
+    card = model_card(
+        variant, config, preprocessing, architecture=architecture, row=row, origin=origin, address=address
+    )
+    stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    if (folder / CONFIG_FILE).is_file() and (folder / CONFIG_FILE).read_text(encoding="utf-8") != text:
+        (folder / CONFIG_FILE).unlink()
+    write_tensors(stored, folder / WEIGHTS_FILE)
     write_atomically(folder / CONFIG_FILE, lambda path: path.write_text(text, encoding="utf-8"))
     if not (folder / CARD_FILE).exists():
-        architecture = described["architecture"]
-        card = model_card(variant, config, preprocessing, architecture=architecture, row=row, origin=origin)
         write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
 
 

@@ -21,6 +21,7 @@ _LIMITS = {
     "channels_mlp_dim": 1_048_576,
     "in_chans": 4096,
 }
+_MAX_SIDE = 8192
 _MAX_PARAMETERS = 4_000_000_000
 SHAPE_FIELDS = (
     "patch_size",
@@ -82,7 +83,7 @@ def config_of(
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
     if config.num_tokens != tokens:
-        raise ConfigError(
+        raise WeightsError(
             f"img_size={img_size!r} makes {config.num_tokens} patches of {patch} pixels; {path} is for {tokens}."
         )
     return config
@@ -93,19 +94,23 @@ def _image_size(tokens: int, patch: int, given: int | tuple[int, int] | None) ->
         return given
     side = math.isqrt(tokens)
     if side * side != tokens:
-        raise ConfigError(f"{tokens} patches are no square grid: say the image size with --img-size HEIGHT WIDTH.")
+        raise ConfigError(f"{tokens} patches are no square grid: say the image size (img_size=, or --img-size).")
     return side * patch
+
+
+def check_side(config: MixerConfig) -> None:
+    """Raise ConfigError if an image would be larger than any that a Mixer of an untrusted file may ask for."""
+    check_integer("img_size", max(config.image_hw), minimum=1, maximum=_MAX_SIDE)
 
 
 def variant_of(config: MixerConfig) -> str | None:
     """Name of the variant that has these sizes, at whatever image size; None if there is none.
 
-    The width of the token-mixing MLP is the variant's own, or as many times wider as a tiled grid is larger.
+    The token-mixing MLP may be a whole number of times wider, as tiling makes it.
     """
     for name, preset in PRESETS.items():
         same = all(getattr(config, field) == getattr(preset, field) for field in _VARIANT_FIELDS)
-        tiled = preset.tokens_mlp_dim * config.num_tokens / preset.num_tokens
-        if same and config.tokens_mlp_dim in (preset.tokens_mlp_dim, tiled):
+        if same and config.tokens_mlp_dim % preset.tokens_mlp_dim == 0:
             return name
     return None
 

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import huggingface_hub
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mixerzoo.errors import HubError
 from mixerzoo.weights import network
 
-_SENT = ("config.json", "model.safetensors", "README.md", "metrics.jsonl")
+_SENT = ("config.json", "model.safetensors", "metrics.jsonl")
+_CARD = "README.md"
+_DEADLINE = 20.0
+"""Seconds that a request that sends no files may take."""
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise HubError unless ``repo_id`` is ``"organisation/name"``."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+        raise HubError(f"{repo_id!r} is no repository's name: write it as organisation/name.")
 
 
 def upload_folder(
@@ -22,6 +32,7 @@ def upload_folder(
     private: bool = False,
     token: str | None = None,
     revision: str | None = None,
+    keep_card: bool = False,
     message: str = "Upload with mixerzoo",
 ) -> str:
     """Upload a folder in one commit, creating the repository if need be; what the Hub has is not sent again.
@@ -32,6 +43,7 @@ def upload_folder(
         private: Whether a new repository is private.
         token: Access token; None for the one of `hf auth login`.
         revision: Branch; None for the main one.
+        keep_card: Do not replace a model card that the repository has.
         message: First line of the commit.
 
     Returns:
@@ -40,15 +52,17 @@ def upload_folder(
     Raises:
         HubError: Anything that went wrong; the message names the repository and the remedy.
     """
+    check_repo_id(repo_id)
     api = huggingface_hub.HfApi(token=token, library_name="mixerzoo", library_version=network.own_version())
     with _explained(f"The upload to {repo_id}"):
-        network.within(network.REACH_DEADLINE * 4, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        network.within(_DEADLINE, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        has_card = keep_card and network.within(_DEADLINE, lambda: api.file_exists(repo_id, _CARD, revision=revision))
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
             commit_message=message,
-            allow_patterns=list(_SENT),
+            allow_patterns=[*_SENT] if has_card else [*_SENT, _CARD],
         )
     return hub_address(repo_id)
 
@@ -59,11 +73,16 @@ def hub_address(repo_id: str) -> str:
 
 
 def uploaded_sha256(repo_id: str, filename: str, *, token: str | None = None) -> str | None:
-    """SHA-256 of a large file that the Hub has, or None if it does not have it."""
+    """SHA-256 of a large file that the Hub has, or None if it does not have it.
+
+    Raises:
+        HubError: The Hub cannot be asked.
+    """
+    check_repo_id(repo_id)
     api = huggingface_hub.HfApi(token=token)
-    with _explained(f"The repository {repo_id}"):
+    with _explained(f"The upload to {repo_id}"):
         try:
-            found = api.get_paths_info(repo_id, [filename])
+            found = network.within(_DEADLINE, lambda: api.get_paths_info(repo_id, [filename]))
         except RepositoryNotFoundError:
             return None
     for entry in found:
@@ -75,13 +94,18 @@ def uploaded_sha256(repo_id: str, filename: str, *, token: str | None = None) ->
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     endpoint = huggingface_hub.constants.ENDPOINT
-    with network.explained(what, endpoint):
+    with network.explained(what, endpoint, "upload"):
         try:
             yield
-        except HFValidationError as error:
-            raise HubError(f"{what}: {str(error).splitlines()[0]} Write it as organisation/name.") from None
+        except RevisionNotFoundError:
+            raise HubError(f"{what}: there is no such branch; create it on {endpoint} first.") from None
         except RepositoryNotFoundError:
             raise HubError(
                 f"{what}: {endpoint} does not let you write there; log in with `hf auth login` and a token that may "
                 "write, and check the organisation's name."
             ) from None
+        except HFValidationError as error:
+            raise HubError(f"{what}: {str(error).splitlines()[0]} The Hub wants names as organisation/name.") from None
+        except ValueError as error:  # a card that the Hub does not accept, an answer that makes no sense
+            reason = " ".join(str(error).split())
+            raise HubError(f"{what} was refused: {reason}") from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,30 @@ from mixerzoo.config import Gelu, MixerConfig
 from mixerzoo.errors import ConfigError, WeightsError
 from mixerzoo.factory import data_config
 from mixerzoo.model import Mixer
-from mixerzoo.names import resolve
+from mixerzoo.names import get_pretrained_cfg, resolve
 from mixerzoo.weights import network
-from mixerzoo.weights.files import PICKLED, read_pickle, read_state_dict, require_finite
+from mixerzoo.weights.checksums import known_checksum
+from mixerzoo.weights.files import PICKLED, WEIGHTS_FILE, read_pickle, read_state_dict, require_finite
+from mixerzoo.weights.hub_config import read_hub_config
 from mixerzoo.weights.load import assign_weights, load_weights
-from mixerzoo.weights.save import save_folder
+from mixerzoo.weights.save import CARD_FILE, CONFIG_FILE, save_folder
 from mixerzoo.weights.sizes import config_of, differences, recognise
 from mixerzoo.zoo import WEIGHTS, WeightTag
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion found.
+
+    Attributes:
+        variant: The architecture.
+        config: Sizes and numerics.
+        act_reason: Why the GELU flavour was taken to be ``config.act``.
+    """
+
+    variant: str
+    config: MixerConfig
+    act_reason: str
 
 
 def load_npz(model: Mixer, path: str | Path) -> None:
@@ -31,15 +49,18 @@ def load_npz(model: Mixer, path: str | Path) -> None:
     head, stem and image size.
 
     Args:
-        model: Its parameters are replaced; types and device stay.
+        model: Its parameters are replaced; types and device stay. Google's checkpoints want ``act="tanh"``.
         path: The file.
 
     Raises:
+        ConfigError: ``model`` is no Mixer (a feature extractor, for instance).
         WeightsError: An array is missing, unexpected, misshapen, pickled or not finite; the message names it.
     """
+    if not isinstance(model, Mixer):
+        raise ConfigError(f"load_npz takes a mixerzoo.Mixer, not a {type(model).__name__}.")
     path = Path(path)
     if path.suffix.lower() != ".npz":
-        raise WeightsError(f"{path} is not a Flax checkpoint (.npz); create_model's checkpoint_path takes safetensors.")
+        raise WeightsError(f"{path} is not a Flax checkpoint (.npz); create_model's checkpoint_path takes others.")
     like = model.stem.proj.weight
     load_weights(model, path, stored=model.config, dtype=like.dtype)
     if not like.is_meta:
@@ -53,7 +74,7 @@ def convert(
     model: str | None = None,
     act: Gelu | None = None,
     img_size: int | tuple[int, int] | None = None,
-) -> str:
+) -> Converted:
     """Convert a checkpoint file into a folder with configuration, safetensors weights and a model card.
 
     Args:
@@ -62,44 +83,68 @@ def convert(
         folder: Must not exist, or be empty; appears in one move when everything is written.
         model: What the file holds: a variant, or a tag, which adds GELU flavour, preprocessing, labels and scores.
             None recognises the variant by its shapes.
-        act: GELU flavour; None takes the tag's, else tanh for Flax archives and erf for state dicts.
-        img_size: Image size; needed where the patch grid is not square.
+        act: GELU flavour; None takes the tag's, else that of a ``config.json`` beside a ``model.safetensors``, else
+            tanh for Flax archives and erf for state dicts.
+        img_size: Image size; needed where the patch grid is not square and no ``config.json`` says it.
 
     Returns:
-        Name of the variant.
+        What was written.
 
     Raises:
         WeightsError: The file is damaged, unsafe, or not the model that it should be.
         ConfigError: ``folder`` is not empty, or an argument cannot be used.
         ModelNameError: There is no such model.
     """
-    source, folder = Path(source), Path(folder)
+    source, folder = Path(source), Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty: give a new folder.")
     flax = source.suffix.lower() == ".npz"
     row = _row(model)
-    chosen: Gelu = act or (row.act if row else "tanh" if flax else "erf")
+    beside = _config_beside(source)
+    chosen, reason = _flavour(act, row, beside, flax=flax)
+    if img_size is None and beside is not None:
+        img_size = beside.img_size
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and so does most of reading
         digest = pool.submit(network.file_digest, source) if source.is_file() else None
         tensors = read_pickle(source) if source.suffix.lower() in PICKLED else read_state_dict(source)
         sha256 = digest.result() if digest else ""
     config = config_of(tensors, source, act=chosen, img_size=img_size)
     variant = recognise(config, source)
-    _check_model(source, variant, config, model, row)
+    _check_model(source, variant, config, model, row, sha256)
     checked = Mixer.from_config(config, device="meta")
     assign_weights(checked, tensors, source, stored=config)
     if not flax:  # of an archive every value was looked at while it was read
         require_finite(checked.state_dict(), source)
+    checked.pretrained_cfg = get_pretrained_cfg(row.name if row else variant).to_dict()
     _write(
         folder,
         checked.state_dict(),
         config=config,
         variant=variant,
-        preprocessing=data_config(row.name if row else variant) | {"input_size": (config.in_chans, *config.image_hw)},
+        preprocessing=data_config(checked),
         row=row,
-        origin=_origin(source, sha256, row),
+        origin=_origin(source, sha256, row) | {"GELU flavour": f"{chosen} ({reason})"},
     )
-    return variant
+    return Converted(variant, config, reason)
+
+
+def _config_beside(source: Path) -> MixerConfig | None:
+    """What the ``config.json`` beside a ``model.safetensors`` says, if there is one."""
+    path = source.with_name(CONFIG_FILE)
+    if source.name != WEIGHTS_FILE or not path.is_file():
+        return None
+    return read_hub_config(path, str(source.parent)).config
+
+
+def _flavour(act: Gelu | None, row: WeightTag | None, beside: MixerConfig | None, *, flax: bool) -> tuple[Gelu, str]:
+    """The GELU flavour, which no shape tells, and why it is taken to be that."""
+    if act is not None:
+        return act, "as asked for"
+    if row is not None:
+        return row.act, f"that of {row.name}"
+    if beside is not None:
+        return beside.act, f"as the {CONFIG_FILE} beside it says"
+    return ("tanh", "Flax's") if flax else ("erf", "timm's")
 
 
 def _row(model: str | None) -> WeightTag | None:
@@ -110,7 +155,9 @@ def _row(model: str | None) -> WeightTag | None:
     return WEIGHTS.get(f"{resolved.variant}.{resolved.cfg.tag}")
 
 
-def _check_model(source: Path, variant: str, config: MixerConfig, model: str | None, row: WeightTag | None) -> None:
+def _check_model(
+    source: Path, variant: str, config: MixerConfig, model: str | None, row: WeightTag | None, sha256: str
+) -> None:
     if model is None:
         return
     asked = resolve(model).variant
@@ -118,6 +165,10 @@ def _check_model(source: Path, variant: str, config: MixerConfig, model: str | N
         raise WeightsError(f"{source} holds {variant}, not {asked}.")
     if row is not None and (wrong := differences(config, row.config)):
         raise WeightsError(f"{source} is not {row.name}: {', '.join(wrong)}.")
+    if row is not None and row.npz_url is not None and source.suffix.lower() == ".npz":
+        known = known_checksum(row.npz_url)
+        if known not in (None, sha256):
+            raise WeightsError(f"{source} is not {row.name}, whose official file has SHA-256 {known}, not {sha256}.")
 
 
 def _origin(source: Path, sha256: str, row: WeightTag | None) -> dict[str, Any]:
@@ -130,14 +181,16 @@ def _origin(source: Path, sha256: str, row: WeightTag | None) -> dict[str, Any]:
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], **description: Any) -> None:
-    """Fill a temporary folder beside ``folder``, and move it into place."""
+    """Fill a temporary folder beside ``folder``, and move it into place (an empty folder is filled, weights first)."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             finished = Path(temporary) / "folder"
             save_folder(tensors, finished, **description)
             if folder.exists():
-                folder.rmdir()
-            finished.rename(folder)
+                for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE):
+                    (finished / name).rename(folder / name)
+            else:
+                finished.rename(folder)
     except OSError as error:
         raise ConfigError(f"{folder} cannot be written ({error}).") from None
