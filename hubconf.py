@@ -14,7 +14,7 @@ try:
 finally:
     _sys.path.pop(0)
 
-dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub", "filelock"]
+dependencies = ["torch", "torchvision", "timm", "safetensors", "huggingface_hub", "filelock", "google_crc32c"]
 
 for _variant in _PRESETS:
     globals()[_variant] = _partial(_create_model, _variant)

@@ -26,14 +26,29 @@ class FileServer:
     def downloads(self):
         return [path for method, path, _ in self.requests if method == "GET"]
 
-    def announce_google_hash(self, path, content=None):
-        """What Google Cloud Storage sends: a CRC-32C that nobody checks here, and an MD5."""
-        md5 = base64.b64encode(hashlib.md5(content or self.files[path]).digest()).decode()
-        self.announce[path] = {"x-goog-hash": f"crc32c=AAAAAA==,md5={md5}"}
+    def announce_google_hash(self, path, content=None, *, composite=False):
+        """What Google Cloud Storage sends, for composite objects without the MD5."""
+        content = content or self.files[path]
+        crc32c = base64.b64encode(_crc32c(content).to_bytes(4, "big")).decode()
+        md5 = base64.b64encode(hashlib.md5(content).digest()).decode()
+        self.announce[path] = {"x-goog-hash": f"crc32c={crc32c}" + ("" if composite else f",md5={md5}")}
 
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+
+def _crc32c(content):
+    """CRC-32C from its definition (RFC 3720, appendix B.4): the reflected polynomial 0x82F63B78."""
+    table = []
+    for byte in range(256):
+        for _ in range(8):
+            byte = (byte >> 1) ^ (0x82F63B78 if byte & 1 else 0)
+        table.append(byte)
+    crc = 0xFFFFFFFF
+    for byte in content:
+        crc = table[(crc ^ byte) & 0xFF] ^ (crc >> 8)
+    return crc ^ 0xFFFFFFFF
 
 
 class _Handler(BaseHTTPRequestHandler):

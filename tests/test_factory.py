@@ -328,7 +328,7 @@ def test_folder_with_another_head_and_channels(tmp_path, tiny):
     folder = write_folder(tmp_path / "m", tiny, label_names=["a", "b", "c", "d", "e"])
     model = create_model(f"local-dir:{folder}", pretrained=True, num_classes=2, in_chans=1)
     assert (model.num_classes, model.in_chans) == (2, 1)
-    assert mixerzoo.labels(create_model(f"local-dir:{folder}")) == ["a", "b", "c", "d", "e"]
+    assert mixerzoo.labels(create_model(f"local-dir:{folder}", pretrained=True)) == ["a", "b", "c", "d", "e"]
     assert mixerzoo.labels(f"local-dir:{folder}") == ["a", "b", "c", "d", "e"]
 
 

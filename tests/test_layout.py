@@ -81,6 +81,7 @@ ONLY_IN = {
     "typer": {"cli"},
     "safetensors": {"weights", "bench"},
     "filelock": {"weights"},
+    "google_crc32c": {"weights"},
 }
 
 OPTIONAL = {"onnx", "onnxruntime", "openvino", "torchao", "gradio", "webdataset", "ray", "matplotlib"}

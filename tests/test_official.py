@@ -81,7 +81,8 @@ def test_the_record_says_where_it_comes_from(files, npz, cache):
     assert said["source_url"] == files.url + PATH
     assert said["source_size"] == len(npz)
     assert said["source_sha256"] == hashlib.sha256(npz).hexdigest()
-    assert said["checked"] == {"md5": hashlib.md5(npz).hexdigest()}
+    assert said["checked"].keys() == {"crc32c", "md5"}
+    assert said["checked"]["md5"] == hashlib.md5(npz).hexdigest()
     assert said["result_size"] == result.stat().st_size
     assert said["result_sha256"] == hashlib.sha256(result.read_bytes()).hexdigest()
     assert said["converter"] == official.CONVERTER
@@ -174,13 +175,17 @@ def _google_md5(files, content):
     files.announce_google_hash(PATH, content)
 
 
-@pytest.mark.parametrize("announce", [_google_md5, _digest_field])
+def _google_crc32c(files, content):
+    files.announce_google_hash(PATH, content, composite=True)
+
+
+@pytest.mark.parametrize("announce", [_google_md5, _google_crc32c, _digest_field])
 def test_announced_hashes_are_checked(files, npz, cache, source, announce, monkeypatch):
     announce(files, npz)
     damaged = bytearray(npz)
     damaged[2_000_000] ^= 1
     files.files[PATH] = bytes(damaged)
-    with pytest.raises(HubError, match=r"arrived damaged \((md5|sha256) .*was removed: try again"):
+    with pytest.raises(HubError, match=r"arrived damaged \((crc32c|md5|sha256) .*was removed: try again"):
         load(files, cache)
     assert left_over(cache) == []
     files.files[PATH] = npz
@@ -198,7 +203,7 @@ def test_server_errors(files, npz, cache, status, message):
 
 
 def test_hashes_that_are_none_are_not_believed(files, npz, cache, source):
-    files.announce[PATH] = {"x-goog-hash": "md5=,crc32c=AAAAAA==", "ETag": f'"{"f" * 64}"', "Digest": "sha-256=abc"}
+    files.announce[PATH] = {"x-goog-hash": "md5=,crc32c=AAAA", "ETag": f'"{"f" * 64}"', "Digest": "sha-256=abc"}
     assert_same_state(load(files, cache), source)
 
 
@@ -486,9 +491,10 @@ def test_the_flax_file_steps_in(both, source, status):
 def test_where_neither_can_be_had_both_reasons_are_given(both, files):
     create, repository, _ = both
     repository.status = files.status = 503
-    with pytest.raises(
-        HubUnreachableError, match=r"official/ti4.*status 503.*Nor can its original be had: .*Flax file"
-    ):
+    with pytest.raises(HubUnreachableError, match=r"official/ti4.*status 503.*The original, http.*npz, cannot be had"):
+        create()
+    files.status = 404
+    with pytest.raises(HubUnreachableError, match=r"official/ti4.*Nor can the original be had: .*status 404"):
         create()
 
 

@@ -18,7 +18,7 @@ from mixerzoo.errors import HubError, HubUnreachableError
 from mixerzoo.weights import network
 
 _PLAIN = {"Accept-Encoding": "identity"}  # ranges and sizes are those of the file itself
-_LENGTHS = {"md5": 16, "sha256": 32}
+_LENGTHS = {"crc32c": 4, "md5": 16, "sha256": 32}
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Announced:
     Attributes:
         size: Bytes, or None.
         version: Changes with the content (the ETag), or empty.
-        digests: Hexadecimal hashes by algorithm (``"md5"``, ``"sha256"``).
+        digests: Hexadecimal hashes by algorithm (``"crc32c"``, ``"md5"``, ``"sha256"``).
     """
 
     size: int | None

@@ -14,7 +14,7 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import DamagedFileError, HubError, WeightsError
+from mixerzoo.errors import DamagedFileError, HubError, HubUnreachableError, WeightsError
 from mixerzoo.model import Mixer
 from mixerzoo.resize import Resize, choose_resize, resize_token_mlp
 from mixerzoo.weights import hub
@@ -66,8 +66,10 @@ def _official_instead(url: str, name: str, error: HubError, stored: MixerConfig,
     """The official Flax file where the Hub's copy cannot be had; where neither can, both reasons."""
     try:
         path = official_weights(url, name, stored=stored, cache_dir=cache_dir)
+    except HubUnreachableError:
+        raise type(error)(f"{error} The original, {url}, cannot be had either.") from None
     except HubError as second:
-        raise type(error)(f"{error} Nor can its original be had: {second}") from None
+        raise type(error)(f"{error} Nor can the original be had: {second}") from None
     warnings.warn(f"Using the official Flax file of {name}, because {error}", UserWarning, stacklevel=2)
     return path
 

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import huggingface_hub
+from google_crc32c import Checksum
 from huggingface_hub.errors import HfHubHTTPError
 
 from mixerzoo.errors import HubError, HubUnreachableError, MixerzooError
@@ -110,12 +111,12 @@ def unreachable(what: str, server: str, error: BaseException, task: Task) -> str
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hash a file; hexadecimal."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
+    """Hash a file with an algorithm of hashlib's or ``"crc32c"``; hexadecimal."""
+    digest: Any = Checksum() if algorithm == "crc32c" else hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest()
+    return str(digest.digest().hex())
 
 
 def own_version() -> str:
