@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import mixerzoo
 from mixerzoo import Mixer, convert, create_model
 from mixerzoo.config import PRESETS
-from mixerzoo.errors import ConfigError, DamagedFileError, ModelNameError, WeightsError
+from mixerzoo.errors import ConfigError, DamagedFileError, ModelNameError, StorageError, WeightsError
 from mixerzoo.weights.sizes import config_of, variant_of
 
 
@@ -241,7 +241,7 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 cut"])
 def test_pickles_that_are_none(tmp_path, content):
     (tmp_path / "w.pth").write_bytes(content)
-    with pytest.raises(WeightsError):
+    with pytest.raises(WeightsError, match=r"no checkpoint of torch's|not a whole checkpoint"):
         convert(tmp_path / "w.pth", tmp_path / "out")
 
 
@@ -276,7 +276,12 @@ def test_sizes_of_nobody(tmp_path):
         convert(path, tmp_path / "out")
 
 
-def test_nothing_is_overwritten(tmp_path, source):
+def _new(folder):
+    folder.mkdir()
+    return folder
+
+
+def test_nothing_is_overwritten(tmp_path, source, monkeypatch):
     path = save_state(source, tmp_path / "w.safetensors")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "README.md").write_text("mine")
@@ -284,6 +289,9 @@ def test_nothing_is_overwritten(tmp_path, source):
         convert(path, tmp_path / "out")
     with pytest.raises(ConfigError, match="exists and is not empty"):
         convert(path, path)
+    monkeypatch.chdir(_new(tmp_path / "here"))
+    with pytest.raises(ConfigError, match="is the current folder"):
+        convert(path, ".")
     assert (tmp_path / "out" / "README.md").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     convert(path, tmp_path / "empty")
@@ -292,7 +300,7 @@ def test_nothing_is_overwritten(tmp_path, source):
 
 def test_a_folder_that_cannot_be_made(tmp_path, source):
     path = save_state(source, tmp_path / "w.safetensors")
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(StorageError, match="cannot be written"):
         convert(path, path / "out")
 
 
@@ -359,7 +367,7 @@ def test_tensors_that_are_none(tmp_path, source, kind):
         "expanded": torch.ones(1, 1).expand(10**7, 128),
     }[kind]
     torch.save(state, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"is no dense tensor|more than 100 times its size|cannot be|not a whole"):
+    with pytest.raises(WeightsError, match="more than 100 times" if kind == "expanded" else "is no dense tensor"):
         convert(tmp_path / "w.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -17,9 +17,10 @@ from hub_server import MAIN_COMMIT
 from safetensors.torch import save_file
 
 from mixerzoo import Mixer, create_model
-from mixerzoo.errors import HubError, HubUnreachableError, WeightsError
+from mixerzoo.errors import HubError, HubUnreachableError, StorageError, WeightsError
 from mixerzoo.weights import hub as hub_module
-from mixerzoo.weights import network
+from mixerzoo.weights import transfer
+from mixerzoo.weights.checksums import file_digest
 
 REPO = "someone/tiny-mixer"
 NAME = f"hf-hub:{REPO}"
@@ -286,8 +287,7 @@ def test_content_that_was_never_checked_is_checked_once(hub, files, cache, tiny,
         load(cache)
     assert_same_state(load(cache), tiny)
     hashed = []
-    digest = network.file_digest
-    monkeypatch.setattr(network, "file_digest", lambda path: hashed.append(path) or digest(path))
+    monkeypatch.setattr(hub_module, "file_digest", lambda path: hashed.append(path) or file_digest(path))
     load(cache)
     assert hashed == []  # noted, not hashed again
     (path,) = cache.rglob("model.safetensors")
@@ -334,8 +334,8 @@ def test_nobody_listens(cache, monkeypatch):
 @pytest.fixture
 def waits(monkeypatch):
     """Shorten the deadline of a request for this test; count the requests that were waited for."""
-    assert 2 * network.REACH_DEADLINE < 10  # a model needs two files, and the user knows within ten seconds
-    monkeypatch.setattr(network, "REACH_DEADLINE", 0.5)
+    assert 2 * transfer.REACH_DEADLINE < 10  # a model needs two files, and the user knows within ten seconds
+    monkeypatch.setattr(transfer, "REACH_DEADLINE", 0.5)
     counted = []
     ask = hub_module._ask_server
 
@@ -362,7 +362,7 @@ def test_a_silent_server_is_waited_for_once_a_file(hub, files, cache, monkeypatc
 
 
 def test_a_resolver_that_never_answers_is_given_up(monkeypatch):
-    monkeypatch.setattr(network, "REACH_DEADLINE", 0.2)
+    monkeypatch.setattr(transfer, "REACH_DEADLINE", 0.2)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *a, **k: time.sleep(2))
     with pytest.raises(HubUnreachableError, match="no answer within"):
         hub_module.fetch(REPO, "config.json")
@@ -377,7 +377,7 @@ def _point_at(monkeypatch, url):
 def test_a_cache_that_cannot_be_written(hub, files, tmp_path):
     hub.add(REPO, files)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(HubError, match="cannot be stored"):
+    with pytest.raises(StorageError, match="cannot be stored"):
         load(tmp_path / "file" / "cache")
 
 

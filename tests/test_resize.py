@@ -8,9 +8,8 @@ from helpers import TINY, TINY_TIMM_ARGS, assert_same_state, randomise, relative
 
 import mixerzoo
 from mixerzoo import Mixer, create_model
-from mixerzoo.config import PRESETS, MixerConfig
+from mixerzoo.config import PRESETS
 from mixerzoo.errors import ConfigError, WeightsError
-from mixerzoo.model import MixerBlock
 from mixerzoo.resize import resize_token_mlp
 
 SMALL = TINY | {"img_size": (24, 16), "patch_size": 8, "tokens_mlp_dim": 5}  # a grid of 3 x 2: rows are not columns
@@ -398,8 +397,3 @@ def test_compiles_at_another_size():
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.no_grad():
         assert relative_error(compiled(images), model(images)) < 5e-6
-
-
-def test_blocks_stay_blocks(small):
-    assert all(isinstance(block, MixerBlock) for block in resized(small, (48, 32)).blocks)
-    assert isinstance(resized(small, (48, 32)).config, MixerConfig)

@@ -1,7 +1,7 @@
 """MLP-Mixer in PyTorch: every variant, every released checkpoint, true to the original."""
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.conversion import convert, load_npz
+from mixerzoo.conversion import Conversion, convert, load_npz
 from mixerzoo.errors import MixerzooError
 from mixerzoo.factory import create_model, create_transform
 from mixerzoo.inference.predict import Prediction, predict
@@ -13,6 +13,7 @@ from mixerzoo.publish import push_to_hub, save_model
 __version__ = "0.1.0"
 
 __all__ = [
+    "Conversion",
     "Mixer",
     "MixerBlock",
     "MixerConfig",

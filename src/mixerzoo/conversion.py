@@ -12,33 +12,34 @@ from typing import Any
 from torch import Tensor
 
 from mixerzoo.config import Gelu, MixerConfig
-from mixerzoo.errors import ConfigError, WeightsError
+from mixerzoo.errors import ConfigError, StorageError, WeightsError
 from mixerzoo.factory import data_config
 from mixerzoo.model import Mixer
 from mixerzoo.names import get_pretrained_cfg, resolve
-from mixerzoo.weights import network
-from mixerzoo.weights.checksums import known_checksum
-from mixerzoo.weights.files import PICKLED, WEIGHTS_FILE, read_pickle, read_state_dict, require_finite
+from mixerzoo.weights.checksums import file_digest, known_checksum
+from mixerzoo.weights.files import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_pickle, read_state_dict, require_finite
 from mixerzoo.weights.hub_config import read_hub_config
 from mixerzoo.weights.load import assign_weights, load_weights
-from mixerzoo.weights.save import CARD_FILE, CONFIG_FILE, save_folder
+from mixerzoo.weights.save import save_folder
 from mixerzoo.weights.sizes import config_of, differences, recognise
 from mixerzoo.zoo import WEIGHTS, WeightTag
 
 
 @dataclass(frozen=True)
-class Converted:
-    """What a conversion found.
+class Conversion:
+    """What :func:`mixerzoo.convert` found and wrote.
 
     Attributes:
         variant: The architecture.
         config: Sizes and numerics.
         act_reason: Why the GELU flavour was taken to be ``config.act``.
+        folder: Where it is.
     """
 
     variant: str
     config: MixerConfig
     act_reason: str
+    folder: Path
 
 
 def load_npz(model: Mixer, path: str | Path) -> None:
@@ -49,7 +50,8 @@ def load_npz(model: Mixer, path: str | Path) -> None:
     head, stem and image size.
 
     Args:
-        model: Its parameters are replaced; types and device stay. Google's checkpoints want ``act="tanh"``.
+        model: Its parameters are replaced; types and device stay (one on the meta device comes to the CPU). Google's
+            checkpoints want ``act="tanh"``.
         path: The file.
 
     Raises:
@@ -68,18 +70,18 @@ def load_npz(model: Mixer, path: str | Path) -> None:
 
 
 def convert(
-    source: str | Path,
+    checkpoint: str | Path,
     folder: str | Path,
     *,
     model: str | None = None,
     act: Gelu | None = None,
     img_size: int | tuple[int, int] | None = None,
-) -> Converted:
-    """Convert a checkpoint file into a folder with configuration, safetensors weights and a model card.
+) -> Conversion:
+    """Convert a checkpoint file into a folder with configuration, safetensors weights (float32) and a model card.
 
     Args:
-        source: A Flax archive (``.npz``), or a state dict with timm's names: ``.safetensors``, or a pickled checkpoint
-            (``.pth`` ...), of which only tensors are read.
+        checkpoint: A Flax archive (``.npz``), or a state dict with timm's names: ``.safetensors``, or a pickled
+            checkpoint (``.pth`` ...), of which only tensors are read.
         folder: Must not exist, or be empty; appears in one move when everything is written.
         model: What the file holds: a variant, or a tag, which adds GELU flavour, preprocessing, labels and scores.
             None recognises the variant by its shapes.
@@ -93,28 +95,31 @@ def convert(
     Raises:
         WeightsError: The file is damaged, unsafe, or not the model that it should be.
         ConfigError: ``folder`` is not empty, or an argument cannot be used.
+        StorageError: The folder cannot be written.
         ModelNameError: There is no such model.
     """
-    source, folder = Path(source), Path(folder).expanduser()
+    checkpoint, folder = Path(checkpoint), Path(folder).expanduser().resolve()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} exists and is not empty: give a new folder.")
-    flax = source.suffix.lower() == ".npz"
+    if folder == Path.cwd():
+        raise ConfigError(f"{folder} is the current folder and cannot be replaced: give a new one.")
+    flax = checkpoint.suffix.lower() == ".npz"
     row = _row(model)
-    beside = _config_beside(source)
+    beside = _config_beside(checkpoint)
     chosen, reason = _flavour(act, row, beside, flax=flax)
     if img_size is None and beside is not None:
         img_size = beside.img_size
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and so does most of reading
-        digest = pool.submit(network.file_digest, source) if source.is_file() else None
-        tensors = read_pickle(source) if source.suffix.lower() in PICKLED else read_state_dict(source)
+        digest = pool.submit(file_digest, checkpoint) if checkpoint.is_file() else None
+        tensors = read_pickle(checkpoint) if checkpoint.suffix.lower() in PICKLED else read_state_dict(checkpoint)
         sha256 = digest.result() if digest else ""
-    config = config_of(tensors, source, act=chosen, img_size=img_size)
-    variant = recognise(config, source)
-    _check_model(source, variant, config, model, row, sha256)
+    config = config_of(tensors, checkpoint, act=chosen, img_size=img_size)
+    variant = recognise(config, checkpoint)
+    _check_model(checkpoint, variant, config, model, row, sha256)
     checked = Mixer.from_config(config, device="meta")
-    assign_weights(checked, tensors, source, stored=config)
+    assign_weights(checked, tensors, checkpoint, stored=config)
     if not flax:  # of an archive every value was looked at while it was read
-        require_finite(checked.state_dict(), source)
+        require_finite(checked.state_dict(), checkpoint)
     checked.pretrained_cfg = get_pretrained_cfg(row.name if row else variant).to_dict()
     _write(
         folder,
@@ -123,9 +128,9 @@ def convert(
         variant=variant,
         preprocessing=data_config(checked),
         row=row,
-        origin=_origin(source, sha256, row) | {"GELU flavour": f"{chosen} ({reason})"},
+        origin=_origin(checkpoint, sha256, row) | {"GELU flavour": f"{chosen} ({reason})"},
     )
-    return Converted(variant, config, reason)
+    return Conversion(variant, config, reason, folder)
 
 
 def _config_beside(source: Path) -> MixerConfig | None:
@@ -174,23 +179,23 @@ def _check_model(
 def _origin(source: Path, sha256: str, row: WeightTag | None) -> dict[str, Any]:
     origin = {"converted from": source.name, "SHA-256 of that file": sha256}
     if row is not None and row.npz_url is not None:
-        origin["released as"] = row.npz_url
+        origin["said to be"] = row.npz_url
     if row is not None and row.hub_id is not None:
-        origin["on the Hub"] = row.hub_id
+        origin["said to be on the Hub as"] = row.hub_id
     return origin
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], **description: Any) -> None:
-    """Fill a temporary folder beside ``folder``, and move it into place (an empty folder is filled, weights first)."""
+    """Fill a temporary folder beside ``folder``, and move it into place."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             finished = Path(temporary) / "folder"
             save_folder(tensors, finished, **description)
             if folder.exists():
-                for name in (WEIGHTS_FILE, CARD_FILE, CONFIG_FILE):
-                    (finished / name).rename(folder / name)
-            else:
-                finished.rename(folder)
+                folder.rmdir()
+            finished.rename(folder)
+    except StorageError:
+        raise
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error}).") from None
+        raise StorageError(f"{folder} cannot be written ({error.strerror or error}).") from None

@@ -30,8 +30,8 @@ class WeightsError(MixerzooError, RuntimeError):
     """Weights that are absent, damaged, unsafe, or do not fit the model."""
 
 
-class StorageError(WeightsError, OSError):
-    """A file that cannot be written: a full disk, a missing permission."""
+class StorageError(MixerzooError, OSError):
+    """A file or folder that cannot be written: a full disk, a missing permission."""
 
 
 class DamagedFileError(WeightsError):
@@ -56,6 +56,13 @@ class DataError(MixerzooError, ValueError):
 
 class TrainingError(MixerzooError, RuntimeError):
     """A training run that cannot start, go on or be resumed."""
+
+
+def listed(names: Iterable[str], *, limit: int = 3) -> str:
+    """The first names in order, and how many more there are: ``"a, b, c and 5 more"``."""
+    ordered = sorted(names)
+    more = f" and {len(ordered) - limit} more" if len(ordered) > limit else ""
+    return ", ".join(ordered[:limit]) + more
 
 
 def did_you_mean(name: str, known: Iterable[str], *, limit: int = 3) -> str:

@@ -15,12 +15,13 @@ from torchvision.transforms import Compose
 
 from mixerzoo import timm_registry
 from mixerzoo.checks import check_choice
-from mixerzoo.config import Gelu, GlobalPool
+from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
 from mixerzoo.errors import ConfigError
 from mixerzoo.model import Mixer
 from mixerzoo.names import Resolved, check_cfg_keys, get_pretrained_cfg, resolve
-from mixerzoo.resize import Resize
+from mixerzoo.resize import Resize, resized_config
+from mixerzoo.zoo import VARIANTS
 
 WeightSource: TypeAlias = Literal["hub", "npz"]
 
@@ -64,7 +65,7 @@ def create_model(
             variant's unless ``"tile"`` is asked for.
         source: Where a tag's weights come from: ``"hub"`` for the Hugging Face Hub, ``"npz"`` for Google's Flax file
             (converted once and kept). None takes the Hub's where there are some, and the Flax file where there are
-            none or the Hub cannot be reached.
+            none or the Hub cannot be reached. Of no effect without ``pretrained=True``.
         act: GELU flavour; None takes the weights' own, ``"tanh"`` for Google's and ``"erf"`` for MIIL's.
         tokens_mlp_dim: Hidden width of the token-mixing MLP.
         drop_rate: Dropout probability before the head.
@@ -120,7 +121,10 @@ def create_model(
         overlay = _only_from(source, resolved, overlay)
     if resolved.stored is not None:
         arguments = dataclasses.asdict(resolved.stored) | arguments
-    model = timm_registry.build(
+    stored = resolved.stored or VARIANTS[resolved.variant].config
+    if pretrained and checkpoint_path is None and tokens_mlp_dim is not None:
+        _check_width(tokens_mlp_dim, stored, img_size, resize)
+    return timm_registry.build(
         resolved.variant,
         pretrained,
         pretrained_cfg=resolved.cfg,
@@ -128,13 +132,17 @@ def create_model(
         stored=resolved.stored,
         **arguments,
     )
-    (width,) = {m.config.tokens_mlp_dim for m in model.modules() if isinstance(m, Mixer)}
-    if tokens_mlp_dim not in (None, width):
+
+
+def _check_width(asked: int, stored: MixerConfig, img_size: Any, resize: Resize | None) -> None:
+    """A width that was asked for must be the one that the weights have at the image size."""
+    wanted = stored if img_size is None else dataclasses.replace(stored, img_size=image_size(img_size))
+    width = resized_config(stored, wanted, resize).tokens_mlp_dim
+    if asked != width:
         raise ConfigError(
-            f"tokens_mlp_dim={tokens_mlp_dim}: carried to this image size the token-mixing width is {width}; leave "
-            "tokens_mlp_dim out, or choose resize='interpolate', which keeps the width."
+            f"tokens_mlp_dim={asked}: the weights have a token-mixing width of {width} at this image size; leave "
+            "tokens_mlp_dim out, or choose resize='interpolate', which keeps the original width."
         )
-    return model
 
 
 def _only_from(source: WeightSource, resolved: Resolved, overlay: dict[str, Any]) -> dict[str, Any]:

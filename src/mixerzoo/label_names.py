@@ -31,8 +31,8 @@ def labels(model_or_name: nn.Module | str) -> list[str]:
     else:
         cfg = getattr(model_or_name, "pretrained_cfg", None) or {}
         outputs = getattr(model_or_name, "num_classes", None)
-    fresh = not isinstance(model_or_name, str) and getattr(model_or_name, "fresh_head", False)
-    if outputs == cfg.get("num_classes") and not fresh:
+    named = isinstance(model_or_name, str) or getattr(model_or_name, "pretrained_head", True)
+    if named and outputs == cfg.get("num_classes"):
         if cfg.get("label_names"):
             return list(cfg["label_names"])
         name = f"{cfg.get('architecture')}.{cfg.get('tag')}"

@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.errors import ConfigError, InputSizeError
-from mixerzoo.resize import Resize, carried, resize_module
+from mixerzoo.resize import Resize, resize_module, resized_config
 
 
 @torch.fx.wrap  # a leaf for symbolic tracing: the check compares concrete sizes
@@ -150,7 +150,8 @@ class Mixer(nn.Module):
         num_features: C, width of the pooled features (timm's name).
         feature_info: One entry a layer: module name, channels, reduction in pixels (timm's convention).
         pretrained_cfg: Set by the factory: preprocessing and source of the weights (timm's convention).
-        fresh_head: Whether the head is as initialised, so that the class names of ``pretrained_cfg`` are not its own.
+        pretrained_head: Whether the head came with the weights that ``pretrained_cfg`` describes, so that its class
+            names apply; a plain ``load_state_dict`` does not set it.
 
     Raises:
         ConfigError: See :class:`MixerConfig`.
@@ -180,15 +181,27 @@ class Mixer(nn.Module):
         dtype: torch.dtype | None = None,
     ):
         super().__init__()
-        config = MixerConfig(  # in the order of its fields, which are the arguments one to one
-            *(image_size(img_size), patch_size, in_chans, num_classes, embed_dim, depth),
-            *(tokens_mlp_dim, channels_mlp_dim, act, norm_eps, drop_rate, drop_path_rate),
-            *(drop_path_rescale, global_pool, head_bias),
+        config = MixerConfig(
+            img_size=image_size(img_size),
+            patch_size=patch_size,
+            in_chans=in_chans,
+            num_classes=num_classes,
+            embed_dim=embed_dim,
+            depth=depth,
+            tokens_mlp_dim=tokens_mlp_dim,
+            channels_mlp_dim=channels_mlp_dim,
+            act=act,
+            norm_eps=norm_eps,
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            drop_path_rescale=drop_path_rescale,
+            global_pool=global_pool,
+            head_bias=head_bias,
         )
         self.config = config
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.grad_checkpointing = False
-        self.fresh_head = True
+        self.pretrained_head = False
         self.feature_info = [
             {"module": f"blocks.{i}", "num_chs": embed_dim, "reduction": patch_size} for i in range(depth)
         ]
@@ -347,7 +360,7 @@ class Mixer(nn.Module):
         Raises:
             ConfigError: No size, or no whole multiple with ``resize="tile"``; the model is unchanged.
         """
-        new = carried(self.config, dataclasses.replace(self.config, img_size=image_size(img_size)), resize)
+        new = resized_config(self.config, dataclasses.replace(self.config, img_size=image_size(img_size)), resize)
         for block in self.blocks:
             resize_module(block.mlp_tokens, self.config.grid_size, new.grid_size, resize)  # type: ignore[arg-type]
         self.config, self.stem.image_hw = new, new.image_hw
@@ -375,7 +388,7 @@ class Mixer(nn.Module):
             else nn.Identity()
         )
         self.head.train(self.training)
-        self.fresh_head = True
+        self.pretrained_head = False
         self._init_head()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:  # noqa: ARG002

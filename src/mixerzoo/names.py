@@ -13,6 +13,7 @@ from mixerzoo import timm_registry
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import ConfigError, DamagedFileError, ModelNameError, did_you_mean
 from mixerzoo.weights import hub
+from mixerzoo.weights.files import CONFIG_FILE
 from mixerzoo.weights.hub_config import HubConfig, read_hub_config
 from mixerzoo.zoo import MISLABELLED, TIMM_VARIANTS, VARIANTS, WEIGHTS
 
@@ -81,7 +82,7 @@ def check_cfg_keys(given: dict[str, Any], argument: str) -> None:
 
 
 def _resolve_repository(repo: str, cache_dir: str | Path | None) -> Resolved:
-    path = hub.fetch(repo, "config.json", cache_dir=cache_dir)
+    path = hub.fetch(repo, CONFIG_FILE, cache_dir=cache_dir)
     try:
         parsed = read_hub_config(path, f"hf-hub:{repo}")
     except DamagedFileError:
@@ -94,12 +95,12 @@ def _resolve_repository(repo: str, cache_dir: str | Path | None) -> Resolved:
 
 def _resolve_folder(location: str) -> Resolved:
     folder = Path(location).expanduser()
-    if not (folder / "config.json").is_file():
+    if not (folder / CONFIG_FILE).is_file():
         raise ModelNameError(
             f"local-dir:{location} is not a folder with a config.json; to load a bare weights file write "
             "create_model(variant, checkpoint_path=file)."
         )
-    return _with_source(read_hub_config(folder / "config.json", str(folder)), file=str(folder), source="local-dir")
+    return _with_source(read_hub_config(folder / CONFIG_FILE, str(folder)), file=str(folder), source="local-dir")
 
 
 def _with_source(parsed: HubConfig, **source: str) -> Resolved:

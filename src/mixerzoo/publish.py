@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mixerzoo.errors import ConfigError, DataError, LabelsUnknownError, WeightsError
+from mixerzoo.errors import ConfigError, DataError, LabelsUnknownError, WeightsError, did_you_mean
 from mixerzoo.factory import data_config
 from mixerzoo.label_names import labels
 from mixerzoo.model import Mixer
-from mixerzoo.weights.files import WEIGHTS_FILE, read_state_dict
+from mixerzoo.weights.files import CONFIG_FILE, WEIGHTS_FILE, read_state_dict
 from mixerzoo.weights.official import entry_folder, official_weights, read_record
-from mixerzoo.weights.save import CONFIG_FILE, save_folder
+from mixerzoo.weights.save import save_folder
 from mixerzoo.weights.sizes import variant_of
 from mixerzoo.weights.upload import check_repo_id, hub_address, upload_folder, uploaded_sha256
 from mixerzoo.zoo import VARIANTS, WEIGHTS, WeightTag
@@ -33,8 +32,8 @@ def save_model(
 ) -> None:
     """Save a model as a folder: ``config.json``, ``model.safetensors`` and, unless there is one, a model card.
 
-    ``create_model("local-dir:...", pretrained=True)`` and :func:`mixerzoo.push_to_hub` take such folders, and so do
-    timm and Transformers' timm wrapper where timm has the architecture. Files of the same names are replaced.
+    ``create_model("local-dir:...", pretrained=True)`` loads such folders and ``mixerzoo push`` uploads them; timm and
+    Transformers' timm wrapper load them too where timm has the architecture. Files of the same names are replaced.
 
     Args:
         model: A :class:`mixerzoo.Mixer`.
@@ -45,8 +44,8 @@ def save_model(
         dtype: Type of the stored tensors; None keeps the model's.
 
     Raises:
-        ConfigError: ``model`` is no whole Mixer (a feature extractor or a pruned model, for instance), or
-            ``label_names`` are not one text a class.
+        ConfigError: ``model`` is no whole Mixer (a feature extractor or a pruned model, for instance), ``label_names``
+            are not one text a class, or ``preprocessing`` has unknown or unusable entries.
         StorageError: The files cannot be stored.
     """
     _save(model, Path(folder), label_names=label_names, preprocessing=preprocessing, dtype=dtype)
@@ -59,7 +58,7 @@ def _save(
     label_names: Sequence[str] | None,
     preprocessing: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
-    address: str | None = None,
+    load_name: str | None = None,
 ) -> None:
     if not isinstance(model, Mixer):
         raise ConfigError(f"save_model takes a mixerzoo.Mixer, not a {type(model).__name__}.")
@@ -72,6 +71,10 @@ def _save(
         label_names = _own_labels(model)
     elif len(label_names) != model.num_classes or not all(isinstance(name, str) for name in label_names):
         raise ConfigError(f"label_names must be {model.num_classes} texts, one a class.")
+    known = data_config(model)
+    for key in preprocessing or {}:
+        if key not in known:
+            raise ConfigError(f"preprocessing has no entry {key!r}.{did_you_mean(key, known)}")
     described = getattr(model, "pretrained_cfg", None) or {}
     base = variant_of(model.config) or str(described.get("architecture"))
     save_folder(
@@ -79,9 +82,9 @@ def _save(
         folder,
         config=model.config,
         variant=base if base in VARIANTS else "mixer_b16",  # of sizes of one's own every field is stored
-        preprocessing=data_config(model) | (preprocessing or {}),
+        preprocessing=known | (preprocessing or {}),
         label_names=label_names,
-        address=address,
+        load_name=load_name,
     )
 
 
@@ -99,7 +102,10 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
     revision: str | None = None,
+    commit_message: str = "Upload with mixerzoo",
     label_names: Sequence[str] | None = None,
+    preprocessing: dict[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> str:
     """Save a model and upload it to the Hugging Face Hub; a model card that the repository has stays.
 
@@ -109,7 +115,10 @@ def push_to_hub(
         private: Whether a new repository is private.
         token: Access token; None for the one of `hf auth login`.
         revision: Branch; None for the main one.
+        commit_message: First line of the commit.
         label_names: As for :func:`mixerzoo.save_model`.
+        preprocessing: As for :func:`mixerzoo.save_model`.
+        dtype: As for :func:`mixerzoo.save_model`.
 
     Returns:
         The repository's address.
@@ -120,8 +129,23 @@ def push_to_hub(
     """
     check_repo_id(repo_id)
     with tempfile.TemporaryDirectory() as folder:
-        _save(model, Path(folder), label_names=label_names, address=f"hf-hub:{repo_id}")
-        return upload_folder(Path(folder), repo_id, private=private, token=token, revision=revision, keep_card=True)
+        _save(
+            model,
+            Path(folder),
+            label_names=label_names,
+            preprocessing=preprocessing,
+            dtype=dtype,
+            load_name=f"hf-hub:{repo_id}",
+        )
+        return upload_folder(
+            Path(folder),
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            keep_card=True,
+            commit_message=commit_message,
+        )
 
 
 def push_folder(
@@ -180,7 +204,11 @@ def _push_tag(row: WeightTag, repo_id: str, *, private: bool, token: str | None)
             variant=row.variant,
             preprocessing=data_config(row.name),
             row=row,
-            origin=asdict(record),
-            address=f"hf-hub:{repo_id}",
+            origin={
+                "released as": f"{record.source_url} ({record.source_size:,} bytes)",
+                "SHA-256 of that file": record.source_sha256,
+                "converted": f"{record.date} by mixerzoo {record.mixerzoo}",
+            },
+            load_name=f"hf-hub:{repo_id}",
         )
         return upload_folder(Path(folder), repo_id, private=private, token=token)

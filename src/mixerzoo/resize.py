@@ -43,7 +43,7 @@ def choose_resize(stored: Grid, wanted: Grid, resize: Resize | None) -> Resize:
     return resize
 
 
-def carried(stored: MixerConfig, wanted: MixerConfig, resize: Resize | None) -> MixerConfig:
+def resized_config(stored: MixerConfig, wanted: MixerConfig, resize: Resize | None) -> MixerConfig:
     """Return ``wanted`` with the token-mixing width that the weights of ``stored`` have on its grid.
 
     Tiling K times makes it K times as wide, interpolation keeps it.

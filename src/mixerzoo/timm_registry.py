@@ -23,7 +23,7 @@ from torch import nn
 
 from mixerzoo.config import MixerConfig, image_size
 from mixerzoo.model import Mixer
-from mixerzoo.resize import Resize, carried
+from mixerzoo.resize import Resize, resized_config
 from mixerzoo.weights.load import load_from, load_weights
 from mixerzoo.zoo import (
     CIFAR10_LABELS,
@@ -159,25 +159,23 @@ def build(
     def construct(**fields: Any) -> Mixer:
         device, dtype = fields.pop("device", None), fields.pop("dtype", None)
         config = MixerConfig(**fields | {"img_size": image_size(fields["img_size"])})
-        from_source = pretrained and checkpoint_path is None
-        if from_source or resize is not None:
-            config = carried(stored, config, resize)
-        if not pretrained and checkpoint_path is None:
-            return Mixer.from_config(config, device=device, dtype=dtype)
-        model = Mixer.from_config(config, device="meta")
+        if resize is not None or (pretrained and checkpoint_path is None):
+            config = resized_config(stored, config, resize)
         if checkpoint_path is not None:
-            load_weights(model, Path(checkpoint_path), stored=model.config, dtype=dtype or torch.float32)
+            model = Mixer.from_config(config, device="meta")
+            load_weights(model, Path(checkpoint_path), stored=config, dtype=dtype or torch.float32)
+        elif pretrained:
+            native = dataclasses.replace(config, img_size=stored.img_size, tokens_mlp_dim=stored.tokens_mlp_dim)
+            model = Mixer.from_config(native, device="meta")
+            load_dtype = dtype or torch.float32
+            if config.grid_size != stored.grid_size:  # resizing is arithmetic, done before rounding
+                load_dtype = torch.promote_types(load_dtype, torch.float32)
+            name = f"{variant}.{cfg.tag}" if cfg.tag else variant
+            load_from(model, cfg, name=name, stored=stored, cache_dir=cache_dir, dtype=load_dtype)
+            model.set_input_size(config.img_size, resize=resize)
         else:
-            load_from(
-                model,
-                cfg,
-                name=f"{variant}.{cfg.tag}" if cfg.tag else variant,
-                stored=stored,
-                resize=resize,
-                cache_dir=cache_dir,
-                dtype=dtype or torch.float32,
-            )
-        return model.to(device or torch.get_default_device())
+            return Mixer.from_config(config, device=device, dtype=dtype)
+        return model.to(device or torch.get_default_device(), dtype)
 
     model: nn.Module = build_model_with_cfg(
         construct,

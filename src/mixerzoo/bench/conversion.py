@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from mixerzoo.config import PRESETS
+from mixerzoo.errors import ConfigError
 from mixerzoo.factory import create_model
 from mixerzoo.model import Mixer
 from mixerzoo.weights.google import linen_names
@@ -90,9 +91,15 @@ def _median_seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def report(repeats: int = 3) -> str:
-    """Measure and lay the figures out as lines; Linux only (memory is read from ``/proc``)."""
-    folder = Path(tempfile.mkdtemp(prefix="mixerzoo-bench-"))
-    try:
+    """Measure and lay the figures out as lines; needs 2.5 GB of temporary disk space.
+
+    Raises:
+        ConfigError: This is not Linux (memory is read from ``/proc``).
+    """
+    if not sys.platform.startswith("linux"):
+        raise ConfigError("The conversion's memory and disk are measured with what only Linux offers; run it there.")
+    with tempfile.TemporaryDirectory(prefix="mixerzoo-bench-") as temporary:
+        folder = Path(temporary)
         source = folder / "Mixer.npz"
         _write_flax(source)
         size = source.stat().st_size / 2**20
@@ -100,11 +107,11 @@ def report(repeats: int = 3) -> str:
         for i in range(repeats):
             copies.append(_copy(source, folder / "copy"))
             conversions.append(_convert(source, folder / str(i)))
+            if i:
+                shutil.rmtree(folder / str(i))
         weights = folder / "0" / "model.safetensors"
         plain = _median_seconds(lambda: load_file(weights), repeats)
         ours = _median_seconds(lambda: create_model(MODEL, checkpoint_path=weights), repeats)
-    finally:
-        shutil.rmtree(folder)
     copied = statistics.median(copies)
     converted = statistics.median(c["seconds"] for c in conversions)
     peak = max(c["MiB"] for c in conversions)

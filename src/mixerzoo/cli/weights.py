@@ -6,24 +6,28 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from mixerzoo.config import Gelu
 from mixerzoo.conversion import convert
 from mixerzoo.errors import ConfigError, MixerzooError
+from mixerzoo.factory import WeightSource
 from mixerzoo.inference.verify import Verification, verify
 from mixerzoo.publish import push_folder, push_official
 
 
 def convert_command(
-    source: Annotated[Path, typer.Argument(help="A Flax archive (.npz), or a timm state dict (.safetensors, .pth).")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A Flax archive (.npz), or a timm state dict (.safetensors, .pth).")
+    ],
     folder: Annotated[Path, typer.Argument(help="The new folder.")],
     model: Annotated[
         str | None, typer.Option(help="What the file holds: a variant, or a tag. Recognised by its shapes otherwise.")
     ] = None,
     act: Annotated[
-        Literal["tanh", "erf"] | None,
+        Gelu | None,
         typer.Option(help="GELU flavour; otherwise the tag's, else tanh for Flax archives and erf for state dicts."),
     ] = None,
     img_size: Annotated[
@@ -31,14 +35,14 @@ def convert_command(
     ] = None,
 ) -> None:
     """Convert a checkpoint into a folder that local-dir: names load, here and in timm."""
-    found = convert(source, folder, model=model, act=act, img_size=img_size)
+    found = convert(checkpoint, folder, model=model, act=act, img_size=img_size)
     typer.echo(f"{found.variant}, {found.config.act} GELU ({found.act_reason}): local-dir:{folder}")
 
 
 def verify_command(
     names: Annotated[list[str], typer.Argument(help="Models with weights, for instance mixer_b16.goog_in1k.")],
     source: Annotated[
-        Literal["hub", "npz"] | None, typer.Option(help="The Hub's copy, or the one converted from the Flax file.")
+        WeightSource | None, typer.Option(help="The Hub's copy, or the one converted from the Flax file.")
     ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
@@ -51,7 +55,7 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def _verify_and_show(name: str, source: Literal["hub", "npz"] | None, json_output: bool) -> bool:
+def _verify_and_show(name: str, source: WeightSource | None, json_output: bool) -> bool:
     try:
         found = verify(name, source=source)
     except MixerzooError as error:
@@ -65,7 +69,8 @@ def _verify_and_show(name: str, source: Literal["hub", "npz"] | None, json_outpu
 
 
 def _as_json(found: Verification) -> str:
-    errors = {f: v if math.isfinite(v) else None for f in ("block_error", "logits_error") for v in [getattr(found, f)]}
+    measured = {"block_error": found.block_error, "logits_error": found.logits_error}
+    errors = {name: error if math.isfinite(error) else None for name, error in measured.items()}  # NaN is no JSON
     return json.dumps(dataclasses.asdict(found) | errors | {"problem": found.problem}, default=str)
 
 
@@ -92,6 +97,7 @@ def push_command(
     all_official: Annotated[
         str | None, typer.Option(metavar="ORGANISATION", help="Upload every official tag that the Hub does not have.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="An existing branch; otherwise the main one.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make new repositories private.")] = False,
 ) -> None:
     """Upload a model folder to the Hugging Face Hub (log in with `hf auth login` first)."""
@@ -103,4 +109,4 @@ def push_command(
     elif folder is None or repository is None:
         raise ConfigError("Say what to upload where: mixerzoo push FOLDER ORGANISATION/NAME.")
     else:
-        typer.echo(push_folder(folder, repository, private=private))
+        typer.echo(push_folder(folder, repository, private=private, revision=revision))

@@ -50,12 +50,13 @@ class Verification:
         if self.file.origin_known not in (None, self.file.origin_sha256):
             return (
                 f"{self.file.origin} has SHA-256 {self.file.origin_sha256}, this version of mixerzoo knows it with "
-                f"{self.file.origin_known}: it was exchanged there."
+                f"{self.file.origin_known}: the file there was replaced; update mixerzoo, or report it."
             )
         if not all(error <= TOLERANCE for error in (self.block_error, self.logits_error)):  # NaN too
             return (
                 f"{self.name} differs from the float64 reference by {self.block_error:.1e} (layers) and "
-                f"{self.logits_error:.1e} (logits), more than {TOLERANCE:g}."
+                f"{self.logits_error:.1e} (logits), more than {TOLERANCE:g}: a fault of mixerzoo or of the weights; "
+                "please report it."
             )
         return None
 
@@ -76,7 +77,7 @@ def verify(name: str, *, source: WeightSource | None = None, cache_dir: str | Pa
     assert isinstance(model, Mixer)
     file = stored_file(resolve(name, cache_dir=cache_dir).cfg, source=source, cache_dir=cache_dir)
     if file is None:
-        raise WeightsError(f"The weights of {name} are not in the cache.")
+        raise WeightsError(f"The weights of {name} vanished from the cache: run the command again.")
     require_finite(model.state_dict(), file.path)
     blocks, logits = _errors(model)
     return Verification(name, file, model.config.act, blocks, logits)

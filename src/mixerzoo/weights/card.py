@@ -7,31 +7,30 @@ from collections.abc import Mapping
 from typing import Any
 
 from mixerzoo.config import MixerConfig
+from mixerzoo.weights.sizes import variant_of
 from mixerzoo.zoo import VARIANTS, WeightTag
 
 _DATASETS = {"imagenet-1k": "imagenet-1k", "imagenet-21k-goog": "imagenet-21k", "imagenet-21k-miil": "imagenet-21k"}
 
 
 def model_card(
-    variant: str,
     config: MixerConfig,
     preprocessing: Mapping[str, Any],
     *,
     architecture: str,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
-    address: str | None = None,
+    load_name: str | None = None,
 ) -> str:
     """Write a card: what the model is, where it comes from, how good it is known to be, how to load it.
 
     Args:
-        variant: The architecture's name in the zoo.
         config: Sizes and numerics.
         preprocessing: timm's data config.
         architecture: The name in ``config.json``: timm's where timm can express the model.
         row: The released checkpoint that it is, if it is one.
         origin: Where the weights come from, in words and values, one line each.
-        address: The name by which ``create_model`` loads it.
+        load_name: The name by which ``create_model`` loads it.
     """
     in_timm = architecture not in VARIANTS
     front = {
@@ -42,10 +41,11 @@ def model_card(
         "datasets": [_DATASETS[row.label_set]] if row and row.label_set in _DATASETS else None,
     }
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in front.items() if value), "---"]
-    lines += ["", f"# {row.name if row else VARIANTS[variant].title}", "", f"{VARIANTS[variant].title}, an MLP-Mixer."]
-    if row:
-        lines += [row.description]
-    lines += ["", "## The model", "", *_size_lines(config, preprocessing)]
+    named = variant_of(config)
+    title = f"{VARIANTS[named].title}, an MLP-Mixer" if named else "An MLP-Mixer of sizes of its own"
+    lines += ["", f"# {row.name}" if row else f"# {title}", ""]
+    lines += [f"{title}. {row.description}", ""] if row else []
+    lines += ["## The model", "", *_size_lines(config, preprocessing)]
     if origin:
         lines += ["", "## Where the weights come from", "", *(f"- {key}: {value}" for key, value in origin.items())]
     lines += [
@@ -56,7 +56,7 @@ def model_card(
         "",
         "## Use",
         "",
-        *_use_lines(config, address, in_timm=in_timm),
+        *_use_lines(config, load_name, in_timm=in_timm),
     ]
     lines += [
         "",
@@ -85,13 +85,13 @@ def _size_lines(config: MixerConfig, preprocessing: Mapping[str, Any]) -> list[s
 
 def _score_lines(row: WeightTag | None) -> list[str]:
     if row is None or not row.scores:
-        return ["None published that we know of; none measured for this card."]
+        return ["None known."]
     table = [f"| {score.metric} | {score.percent:g} % | {score.source} |" for score in row.scores]
     return ["| metric | | source |", "|---|---|---|", *table]
 
 
-def _use_lines(config: MixerConfig, address: str | None, *, in_timm: bool) -> list[str]:
-    name = address or "local-dir:path/to/this/folder"
+def _use_lines(config: MixerConfig, load_name: str | None, *, in_timm: bool) -> list[str]:
+    name = load_name or "local-dir:path/to/this/folder"
     lines = ["```python", "import mixerzoo", "", f'model = mixerzoo.create_model("{name}", pretrained=True).eval()']
     if not in_timm:
         return [*lines, "```", "", "timm has no such architecture of its own; after `import mixerzoo` it loads it too."]

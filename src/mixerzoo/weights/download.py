@@ -12,10 +12,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils._http import get_session, hf_raise_for_status  # as huggingface_hub.utils has them
+from huggingface_hub.utils import get_session, hf_raise_for_status  # type: ignore[attr-defined]
 
 from mixerzoo.errors import HubError, HubUnreachableError
-from mixerzoo.weights import network
+from mixerzoo.weights import transfer
+from mixerzoo.weights.checksums import file_digest
 
 _PLAIN = {"Accept-Encoding": "identity"}  # ranges and sizes are those of the file itself
 _LENGTHS = {"crc32c": 4, "md5": 16, "sha256": 32}
@@ -54,13 +55,13 @@ def download(url: str, folder: Path, what: str) -> tuple[Path, Announced]:
     """
     parts = urlsplit(url)
     server, name = f"{parts.scheme}://{parts.netloc}", Path(parts.path).name
-    with network.explained(what, server, "download"):
-        announced = network.within(network.REACH_DEADLINE, lambda: _ask(url))
+    with transfer.explained(what, server, "download"):
+        announced = transfer.within(transfer.REACH_DEADLINE, lambda: _ask(url))
     # Another version of the file on the server starts anew: the name tells versions apart.
     target = folder / f"{name}.{hashlib.sha256(announced.version.encode()).hexdigest()[:8]}.part"
-    for attempt in range(1, network.DOWNLOAD_ATTEMPTS + 1):
+    for attempt in range(1, transfer.DOWNLOAD_ATTEMPTS + 1):
         try:
-            with network.explained(what, server, "download"), target.open("ab") as file:
+            with transfer.explained(what, server, "download"), target.open("ab") as file:
                 size = file.tell()
                 if announced.size is None or size > announced.size:  # where it must end is not known: start anew
                     size = file.truncate(0)
@@ -74,10 +75,10 @@ def download(url: str, folder: Path, what: str) -> tuple[Path, Announced]:
                 )
             break
         except HubUnreachableError:
-            if attempt == network.DOWNLOAD_ATTEMPTS:
+            if attempt == transfer.DOWNLOAD_ATTEMPTS:
                 raise
     for algorithm, expected in announced.digests.items():
-        actual = network.file_digest(target, algorithm)
+        actual = file_digest(target, algorithm)
         if actual != expected:
             target.unlink()
             raise HubError(
@@ -89,7 +90,7 @@ def download(url: str, folder: Path, what: str) -> tuple[Path, Announced]:
 
 def _ask(url: str) -> Announced:
     """One request without retries: is the file there, and what does the server say of it?"""
-    response = get_session().head(url, headers=_PLAIN, timeout=network.REQUEST_TIMEOUT, follow_redirects=True)
+    response = get_session().head(url, headers=_PLAIN, timeout=transfer.REQUEST_TIMEOUT, follow_redirects=True)
     if response.status_code in (405, 501):  # a server that does not say anything beforehand
         return Announced(None, "", {})
     hf_raise_for_status(response)

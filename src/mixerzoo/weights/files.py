@@ -16,14 +16,16 @@ from torch import Tensor
 from mixerzoo.errors import DamagedFileError, StorageError, WeightsError
 from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.google import read_npz
+from mixerzoo.weights.npz import MAX_EXPANSION
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CARD_FILE = "README.md"
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".tar")
 PICKLE_ADVICE = (
     "Pickled checkpoints can run code and are not loaded: `mixerzoo convert` reads the tensors of one without running "
     "any."
 )
-_MAX_EXPANSION = 100
 _ANCHOR = "stem.proj.weight"
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")  # timm's own order of preference
 
@@ -86,8 +88,8 @@ def _plain(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.layout != torch.strided or tensor.is_meta:
             raise WeightsError(f"{path}: {name} is no dense tensor with values ({tensor.layout}, on {tensor.device}).")
-    if sum(tensor.nbytes for tensor in tensors.values()) > _MAX_EXPANSION * path.stat().st_size:
-        raise WeightsError(f"{path} would unpack to more than {_MAX_EXPANSION} times its size; weights never do.")
+    if sum(tensor.nbytes for tensor in tensors.values()) > MAX_EXPANSION * path.stat().st_size:
+        raise WeightsError(f"{path} would unpack to more than {MAX_EXPANSION} times its size; weights never do.")
     plain: dict[str, Tensor] = {}
     taken: set[int] = set()
     for name, tensor in tensors.items():

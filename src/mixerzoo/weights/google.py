@@ -1,7 +1,6 @@
 """Google's Flax checkpoints (``.npz``) as tensors with timm's parameter names.
 
-Read without NumPy's pickle support, and without believing the archive: names, shapes and types of all arrays are
-checked from their headers before any data is read, so a hostile file cannot exhaust time or memory.
+What the headers say is checked before any data is read, so a hostile file cannot exhaust time or memory.
 
 Layouts (dense kernels are (in, out), the embedding is (height, width, in, out)):
 
@@ -13,23 +12,18 @@ Layouts (dense kernels are (in, out), the embedding is (height, width, in, out))
 
 from __future__ import annotations
 
-import lzma
 import math
 import re
 import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
+from mixerzoo.errors import WeightsError, listed
+from mixerzoo.weights.npz import NpzArray, explained, read_headers, read_tensor
 from mixerzoo.weights.sizes import check_limits
 
 # Prefixes of training checkpoints, and what lies beside the model there: the optimiser's state, counters, clocks.
@@ -45,34 +39,6 @@ _LAYER_PARTS = {
     "channel_mixing/Dense_0": "mlp_channels.fc1",
     "channel_mixing/Dense_1": "mlp_channels.fc2",
 }
-_MAX_ARRAYS = 10_000
-_MAX_EXPANSION = 100
-
-
-@dataclass(frozen=True)
-class _Array:
-    """One array of an archive, known by its header.
-
-    Attributes:
-        key: Its name in the archive, without ``.npy``.
-        shape: Its shape.
-        dtype: Its type.
-        fortran: Whether its first axis varies fastest.
-        offset: Bytes of the header.
-        member: Its entry in the archive.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran: bool
-    offset: int
-    member: zipfile.ZipInfo
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of its data."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def read_npz(path: Path) -> dict[str, Tensor]:
@@ -89,67 +55,14 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         WeightsError: An array is missing, unexpected, misshapen, pickled, of another type, or not finite; the message
             names it.
     """
-    with _explained(path), zipfile.ZipFile(path) as archive:
-        arrays = {array.key: array for array in _headers(archive, path)}
+    with explained(path), zipfile.ZipFile(path) as archive:
+        arrays = {array.key: array for array in read_headers(archive, path)}
         shapes = _checked_shapes(arrays, path)
         scratch = np.empty(max(arrays[key].num_bytes for key in shapes), np.uint8)  # all are read into the same place
-        return {name: _as_tensor(archive, arrays[key], shape, scratch, path) for key, (name, shape) in shapes.items()}
+        return {name: read_tensor(archive, arrays[key], shape, scratch, path) for key, (name, shape) in shapes.items()}
 
 
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError:
-        raise WeightsError(f"There is no weights file {path}.") from None
-    except ConfigError as error:
-        raise WeightsError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise DamagedFileError(f"{path} is not a whole .npz archive ({error}): fetch or write it again.") from None
-    except (OSError, MemoryError) as error:
-        raise WeightsError(f"{path} cannot be read ({error}).") from None
-
-
-def _headers(archive: zipfile.ZipFile, path: Path) -> Iterator[_Array]:
-    """The header of every array; no data is read."""
-    members = archive.infolist()
-    if len(members) > _MAX_ARRAYS:
-        raise WeightsError(f"{path} holds {len(members)} arrays, far more than a Mixer has.")
-    if sum(member.file_size for member in members) > _MAX_EXPANSION * path.stat().st_size:
-        raise WeightsError(f"{path} would unpack to more than {_MAX_EXPANSION} times its size; weights never do.")
-    seen = set()
-    for member in members:
-        key = member.filename.removesuffix(".npy")
-        if key in seen or key == member.filename:
-            raise WeightsError(
-                f"{path}: {member.filename} is {'there twice' if key in seen else 'not an array (.npy)'}."
-            )
-        seen.add(key)
-        with archive.open(member) as file:
-            shape, fortran, dtype = _read_header(file, key, path)
-            offset = file.tell()
-        if dtype.hasobject:
-            raise WeightsError(f"{path}: {key} is a pickled array, which could run code when read; it is refused.")
-        yield _Array(key, shape, dtype, fortran, offset, member)
-
-
-def _read_header(file: IO[bytes], key: str, path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            return np.lib.format.read_array_header_1_0(file)
-        if version == (2, 0):
-            return np.lib.format.read_array_header_2_0(file)
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError):
-        raise
-    except Exception as error:  # NumPy parses headers with Python's own parser, which has many ways to fail
-        raise DamagedFileError(f"{path}: {key} has no header that NumPy reads ({error}).") from None
-    raise DamagedFileError(f"{path}: {key} is in version {version[0]}.{version[1]} of the .npy format.")
-
-
-def _checked_shapes(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
+def _checked_shapes(arrays: Mapping[str, NpzArray], path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """timm's name and the shape without surplus singleton axes of every array of the model, by its name in the file.
 
     Raises:
@@ -162,14 +75,15 @@ def _checked_shapes(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple
     missing = [key for key in targets if key not in arrays]
     unexpected = [key for key in arrays if key not in targets and not (beside and key.startswith(beside))]
     if missing or unexpected:
-        problems = [f"lacks {_first(missing)}"] * bool(missing)
-        problems += [f"has unexpected {_first(unexpected)}"] * bool(unexpected)
+        problems = [f"lacks {listed(missing)}"] * bool(missing)
+        problems += [f"has unexpected {listed(unexpected)}"] * bool(unexpected)
         raise WeightsError(f"{path} is no whole Flax checkpoint of a Mixer: it {' and '.join(problems)}.")
     surplus_axes = spell("stem/kernel").endswith("embedding/kernel")
     widths = _widths({f"{module}.{kind}": arrays[key] for key, (module, kind) in targets.items()}, path)
     shapes = {}
     for key, (module, kind) in targets.items():
-        expected = widths.get(module.split(".", 2)[-1] if module.startswith("blocks.") else module, widths["norm"])
+        part = module.split(".", 2)[-1] if module.startswith("blocks.") else module
+        expected = widths.get(part, widths["norm"])
         expected = expected if kind == "kernel" else expected[-1:]
         array = arrays[key]
         same = array.shape == expected or (surplus_axes and _no_ones(array.shape) == _no_ones(expected))
@@ -181,7 +95,7 @@ def _checked_shapes(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple
     return shapes
 
 
-def _layout(arrays: Mapping[str, _Array]) -> tuple[Callable[[str], str], tuple[str, ...]]:
+def _layout(arrays: Mapping[str, NpzArray]) -> tuple[Callable[[str], str], tuple[str, ...]]:
     """How the file spells a linen name, and the prefixes of what lies beside the model."""
     prefix = next((p for p in _PREFIXES if any(key.startswith(p) for key in arrays)), "")
     older = f"{prefix}embedding/kernel" in arrays
@@ -206,7 +120,7 @@ def _pre_linen_name(key: str, second_norm: int) -> str:
     )
 
 
-def _widths(arrays: Mapping[str, _Array], path: Path) -> dict[str, tuple[int, ...]]:
+def _widths(arrays: Mapping[str, NpzArray], path: Path) -> dict[str, tuple[int, ...]]:
     """The shape of each kind of kernel, from the stem's and the biases of the first layer and the head.
 
     Args:
@@ -261,42 +175,3 @@ def linen_names(depth: int, *, with_head: bool) -> dict[str, tuple[str, str]]:
         for kind in ("scale" if norm else "kernel", "bias"):
             targets[f"{key}/{kind}"] = (module, kind)
     return targets
-
-
-def _as_tensor(
-    archive: zipfile.ZipFile, array: _Array, shape: tuple[int, ...], scratch: np.ndarray[Any, Any], path: Path
-) -> Tensor:
-    """Read one array to the end of its archive member, whose checksum zipfile verifies there."""
-    if array.member.file_size != array.offset + array.num_bytes:
-        raise DamagedFileError(f"{path}: {array.key} is not as long as its header says.")
-    data = scratch[: array.num_bytes]
-    with archive.open(array.member) as file:
-        file.read(array.offset)
-        buffer, done = memoryview(data.data), 0
-        while done < len(buffer):
-            count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise EOFError(f"{array.key} ends early")
-            done += count
-    values = _to_float32(data.view(array.dtype))
-    if array.fortran:  # the first axis varies fastest
-        values = values.reshape(array.shape[::-1]).permute(*reversed(range(len(array.shape))))
-    values = values.reshape(shape)
-    if not torch.isfinite(values).all():
-        raise WeightsError(f"{path}: {array.key} holds NaN or infinite values.")
-    if values.ndim == 4:
-        values = values.permute(3, 2, 0, 1)  # (height, width, in, out) -> (out, in, height, width)
-    elif values.ndim == 2:
-        values = values.t()  # (in, out) -> (out, in)
-    return values.clone(memory_format=torch.contiguous_format)
-
-
-def _to_float32(values: np.ndarray[Any, Any]) -> Tensor:
-    """Without a copy where it is float32 already."""
-    if values.dtype == np.dtype("V2"):
-        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16).float()
-    return torch.from_numpy(values.astype(np.float32, copy=False))
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

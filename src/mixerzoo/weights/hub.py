@@ -18,8 +18,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mixerzoo.errors import HubError, HubUnreachableError
-from mixerzoo.weights import network
+from mixerzoo.errors import HubError, HubUnreachableError, StorageError
+from mixerzoo.weights import transfer
+from mixerzoo.weights.checksums import file_digest
 
 
 def split_revision(repo: str) -> tuple[str, str]:
@@ -41,6 +42,7 @@ def fetch(repo: str, filename: str, *, cache_dir: str | Path | None = None) -> P
 
     Raises:
         HubUnreachableError: The server cannot be reached, or offline mode is on, and the file is not in the cache.
+        StorageError: The cache cannot be written.
         HubError: Anything else that went wrong. Messages name repository, file and remedy.
     """
     repo_id, revision = split_revision(repo)
@@ -75,8 +77,13 @@ def announced_sha256(path: Path) -> str | None:
 
 
 def cached(repo: str, filename: str, cache_dir: str | Path | None = None) -> Path | None:
-    """The file in the cache, or None; no request is made."""
-    return _in_cache(*split_revision(repo), filename, cache_dir)
+    """The file of ``"org/name[@revision]"`` in the cache, or None; no request is made."""
+    repo_id, revision = split_revision(repo)
+    try:
+        found = huggingface_hub.try_to_load_from_cache(repo_id, filename, cache_dir=cache_dir, revision=revision)
+    except HFValidationError:
+        return None  # the request that follows reports the malformed name
+    return Path(found) if isinstance(found, str) else None
 
 
 def discard(path: Path) -> None:
@@ -91,26 +98,18 @@ def discard(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _in_cache(repo_id: str, revision: str, filename: str, cache_dir: str | Path | None) -> Path | None:
-    try:
-        found = huggingface_hub.try_to_load_from_cache(repo_id, filename, cache_dir=cache_dir, revision=revision)
-    except HFValidationError:
-        return None  # the request that follows reports the malformed name
-    return Path(found) if isinstance(found, str) else None
-
-
 def _ask_server(repo_id: str, filename: str, revision: str) -> huggingface_hub.HfFileMetadata:
     """One request without retries, within the deadline: is the server there, and what does it say of the file?"""
     url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
-    return network.within(
-        network.REACH_DEADLINE,
-        lambda: huggingface_hub.get_hf_file_metadata(url, timeout=network.REQUEST_TIMEOUT),
+    return transfer.within(
+        transfer.REACH_DEADLINE,
+        lambda: huggingface_hub.get_hf_file_metadata(url, timeout=transfer.REQUEST_TIMEOUT),
     )
 
 
 def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path | None, what: str) -> Path:
     """Download into the Hub cache; what broke off is taken up again where it ended."""
-    for attempt in range(1, network.DOWNLOAD_ATTEMPTS + 1):
+    for attempt in range(1, transfer.DOWNLOAD_ATTEMPTS + 1):
         try:
             with _explained(what):
                 path = huggingface_hub.hf_hub_download(
@@ -118,13 +117,13 @@ def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path 
                     filename,
                     revision=revision,
                     cache_dir=cache_dir,
-                    etag_timeout=network.REQUEST_TIMEOUT,
+                    etag_timeout=transfer.REQUEST_TIMEOUT,
                     library_name="mixerzoo",
-                    library_version=network.own_version(),
+                    library_version=transfer.own_version(),
                 )
             break
         except HubUnreachableError:
-            if attempt == network.DOWNLOAD_ATTEMPTS:
+            if attempt == transfer.DOWNLOAD_ATTEMPTS:
                 raise
     return Path(path)
 
@@ -133,7 +132,7 @@ def _download(repo_id: str, filename: str, revision: str, cache_dir: str | Path 
 def _explained(what: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into one sentence with a remedy."""
     endpoint = huggingface_hub.constants.ENDPOINT
-    with network.explained(what, endpoint, "download"):
+    with transfer.explained(what, endpoint, "download"):
         try:
             yield
         except GatedRepoError:
@@ -148,7 +147,7 @@ def _explained(what: str) -> Iterator[None]:
                 "`hf auth login`."
             ) from None
         except LocalEntryNotFoundError as error:
-            raise HubUnreachableError(network.unreachable(what, endpoint, error, "download")) from None
+            raise HubUnreachableError(transfer.unreachable(what, endpoint, error, "download")) from None
         except EntryNotFoundError:
             raise HubError(
                 f"{what}: the repository has no such file; mixerzoo loads config.json and model.safetensors."
@@ -160,15 +159,17 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def assets_folder(kind: str, entry: str, cache_dir: str | Path | None = None) -> Path:
-    """A folder of ours beside the Hub cache: ``<cache>/mixerzoo/<kind>/<entry>``, created if need be.
+    """A folder of ours, ``mixerzoo/<kind>/<entry>``, created if need be.
+
+    It lies in huggingface_hub's assets cache, or in ``cache_dir`` where one is given.
 
     Raises:
-        HubError: It cannot be created.
+        StorageError: It cannot be created.
     """
     try:
         return huggingface_hub.cached_assets_path("mixerzoo", kind, entry, assets_dir=cache_dir)
     except (OSError, ValueError) as error:
-        raise HubError(f"The cache folder for {entry} cannot be created ({str(error).splitlines()[0]}).") from None
+        raise StorageError(f"The cache folder for {entry} cannot be created ({str(error).splitlines()[0]}).") from None
 
 
 def _check_once(path: Path, expected: str | None, what: str, cache_dir: str | Path | None) -> None:
@@ -182,17 +183,17 @@ def _check_once(path: Path, expected: str | None, what: str, cache_dir: str | Pa
         return
     status = path.stat()
     seen = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
-    with suppress(OSError, ValueError, HubError):
+    with suppress(OSError, ValueError):
         note = assets_folder("verified", expected, cache_dir) / "note.json"
         if json.loads(note.read_text()) == seen:
             return
-    actual = network.file_digest(path)
+    actual = file_digest(path)
     if actual != expected:
         discard(path)
         raise HubError(
             f"{what} is damaged (SHA-256 {actual[:12]}..., the server announced {expected[:12]}...) and was removed "
             "from the cache: try again."
         )
-    with suppress(OSError, HubError):  # where the cache cannot be written the file is hashed every time
+    with suppress(OSError):  # where the cache cannot be written the file is hashed every time
         note = assets_folder("verified", expected, cache_dir) / "note.json"
         note.write_text(json.dumps(seen))

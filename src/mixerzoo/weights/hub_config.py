@@ -197,25 +197,31 @@ def _pretrained_cfg(described: Mapping[str, Any]) -> PretrainedCfg:
             check_integer("input_size", side, minimum=1)
         values["input_size"] = tuple(size)
     channels = values.get("input_size", (3,))[0]
-    for name in ("mean", "std"):
-        if name in values:
-            values[name] = _per_channel(values[name], channels, name)
+    check_preprocessing(values, channels)
+    values |= {name: tuple(float(v) for v in values[name]) for name in ("mean", "std") if name in values}
     check_integer("num_classes", values.get("num_classes", 0), minimum=0)
-    check_number("crop_pct", values.get("crop_pct", 0.875), minimum=0.25, maximum=1.0)
-    check_choice("interpolation", values.get("interpolation", "bicubic"), _INTERPOLATIONS)
-    check_choice("crop_mode", values.get("crop_mode", "center"), ("center", "squash", "border"))
     if not isinstance(values.get("tag", ""), str):
         raise ConfigError(f"tag={values['tag']!r} must be text.")
     return PretrainedCfg(**values)
 
 
-def _per_channel(value: Any, channels: int, name: str) -> tuple[float, ...]:
-    numbers = value if isinstance(value, list) else []
-    if len(numbers) not in (1, 3, channels):
-        raise ConfigError(f"{name}={value!r} must be one number a channel.")
-    for number in numbers:
-        check_number(name, number, minimum=1e-6 if name == "std" else -1e6, below=1e6)
-    return tuple(float(v) for v in numbers)
+def check_preprocessing(described: Mapping[str, Any], channels: int) -> None:
+    """Check those entries of timm's data config that are there.
+
+    Raises:
+        ConfigError: ``mean`` or ``std`` is not one number a channel, or ``interpolation``, ``crop_pct`` or
+            ``crop_mode`` is none that timm's transforms take.
+    """
+    for name in ("mean", "std"):
+        if name in described:
+            numbers = described[name] if isinstance(described[name], list | tuple) else []
+            if len(numbers) not in (1, 3, channels):
+                raise ConfigError(f"{name}={described[name]!r} must be one number a channel.")
+            for number in numbers:
+                check_number(name, number, minimum=1e-6 if name == "std" else -1e6, below=1e6)
+    check_number("crop_pct", described.get("crop_pct", 0.875), minimum=0.25, maximum=1.0)
+    check_choice("interpolation", described.get("interpolation", "bicubic"), _INTERPOLATIONS)
+    check_choice("crop_mode", described.get("crop_mode", "center"), ("center", "squash", "border"))
 
 
 def _label_names(labels: Any, num_classes: int) -> tuple[str, ...]:

@@ -14,22 +14,19 @@ from timm.models import PretrainedCfg
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import DamagedFileError, HubError, HubUnreachableError, WeightsError
+from mixerzoo.errors import DamagedFileError, HubError, HubUnreachableError, WeightsError, listed
 from mixerzoo.model import Mixer
-from mixerzoo.resize import Resize, choose_resize, resize_token_mlp
 from mixerzoo.weights import hub
 from mixerzoo.weights.files import PICKLE_ADVICE, PICKLED, WEIGHTS_FILE, read_state_dict
 from mixerzoo.weights.official import official_weights
 from mixerzoo.zoo import DEFAULT_TAGS
 
 
-def locate_weights(
-    source: PretrainedCfg, name: str, *, stored: MixerConfig, cache_dir: str | Path | None = None
-) -> Path:
-    """Return the local file with the weights that ``source`` describes, downloading and converting it if need be.
+def locate_weights(cfg: PretrainedCfg, name: str, *, stored: MixerConfig, cache_dir: str | Path | None = None) -> Path:
+    """Return the local file with the weights that ``cfg`` describes, downloading and converting it if need be.
 
     Args:
-        source: ``file`` (a file or a folder), else ``hf_hub_id`` (with an optional ``@revision``), else ``url`` (an
+        cfg: ``file`` (a file or a folder), else ``hf_hub_id`` (with an optional ``@revision``), else ``url`` (an
             official Flax file), which also steps in where the Hub does not have the weights or cannot be reached.
         name: What to call the weights in messages.
         stored: The sizes that the weights are known to have.
@@ -39,18 +36,18 @@ def locate_weights(
         WeightsError: There is no such file, or its format is not loaded.
         HubError: The download failed.
     """
-    if source.file:
-        path = Path(source.file)
+    if cfg.file:
+        path = Path(cfg.file)
         return _in_folder(path) if path.is_dir() else path
-    if source.hf_hub_id:
+    if cfg.hf_hub_id:
         try:
-            return hub.fetch(source.hf_hub_id, WEIGHTS_FILE, cache_dir=cache_dir)
+            return hub.fetch(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir=cache_dir)
         except HubError as error:
-            if not source.url:
+            if not cfg.url:
                 raise
-            return _official_instead(source.url, name, error, stored, cache_dir)
-    if source.url:
-        return official_weights(source.url, name, stored=stored, cache_dir=cache_dir)
+            return _official_instead(cfg.url, name, error, stored, cache_dir)
+    if cfg.url:
+        return official_weights(cfg.url, name, stored=stored, cache_dir=cache_dir)
     variant = name.partition(".")[0]
     if variant in DEFAULT_TAGS:
         raise WeightsError(
@@ -70,7 +67,8 @@ def _official_instead(url: str, name: str, error: HubError, stored: MixerConfig,
         raise type(error)(f"{error} The original, {url}, cannot be had either.") from None
     except HubError as second:
         raise type(error)(f"{error} Nor can the original be had: {second}") from None
-    warnings.warn(f"Using the official Flax file of {name}, because {error}", UserWarning, stacklevel=2)
+    reason = "cannot be reached" if isinstance(error, HubUnreachableError) else "does not have it"
+    warnings.warn(f"{name}: using Google's Flax file, because the Hub {reason}.", UserWarning, stacklevel=2)
     return path
 
 
@@ -89,27 +87,25 @@ def load_weights(
     path: Path,
     *,
     stored: MixerConfig,
-    resize: Resize | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """Assign the weights in ``path`` to ``model``, strictly.
 
     The head is replaced by a freshly initialised one where the model has another number of classes than the file,
-    the stem is adapted to another number of input channels by timm's rule (sum for one channel; otherwise repeated
-    and rescaled so that activations keep their size), and token mixing is carried to another patch grid. Everything
-    else must fit.
+    and the stem is adapted to another number of input channels by timm's rule (sum for one channel; otherwise
+    repeated and rescaled so that activations keep their size). Everything else must fit;
+    :meth:`mixerzoo.Mixer.set_input_size` carries the loaded model to another image size.
 
     Args:
         model: Built on the meta device (or anywhere; its parameters are replaced).
         path: A safetensors file with timm's parameter names, or a Flax archive.
         stored: Sizes of the weights in the file.
-        resize: How token mixing is carried; None tiles where the grid's sides are whole multiples.
         dtype: Type of the resulting parameters; equal types are not copied.
 
     Raises:
         WeightsError: A missing, unexpected or misshapen tensor; the message names it.
     """
-    assign_weights(model, read_state_dict(path), path, stored=stored, resize=resize, dtype=dtype)
+    assign_weights(model, read_state_dict(path), path, stored=stored, dtype=dtype)
 
 
 def assign_weights(
@@ -118,7 +114,6 @@ def assign_weights(
     path: Path,
     *,
     stored: MixerConfig,
-    resize: Resize | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
     """:func:`load_weights` for tensors that were read already; ``path`` is what to call them."""
@@ -132,37 +127,34 @@ def assign_weights(
         kernel, patch = tensors["stem.proj.weight"], stored.patch_size
         _check_shape("stem.proj.weight", kernel, (stored.embed_dim, stored.in_chans, patch, patch), path)
         tensors["stem.proj.weight"] = _adapt_stem(kernel, model.in_chans)
-    if model.config.grid_size != stored.grid_size:
-        _carry_token_mixing(tensors, stored, model.config, resize, path)
     for name, parameter in model.state_dict().items():
         _check_shape(name, tensors[name], tuple(parameter.shape), path)
         tensors[name] = tensors[name].to(dtype)
     model.load_state_dict(tensors, strict=True, assign=True)
-    model.fresh_head = False
+    model.pretrained_head = same_head
     if not same_head:
         model.reset_classifier(num_classes)  # where the other parameters are now
 
 
 def load_from(
     model: Mixer,
-    source: PretrainedCfg,
+    cfg: PretrainedCfg,
     *,
     name: str,
     stored: MixerConfig,
-    resize: Resize | None = None,
     cache_dir: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Locate what ``source`` describes and load it; a damaged download is removed from the cache.
+    """Locate what ``cfg`` describes and load it; a damaged download is removed from the cache.
 
     Raises:
         WeightsError: See :func:`locate_weights` and :func:`load_weights`.
     """
-    path = locate_weights(source, name, stored=stored, cache_dir=cache_dir)
+    path = locate_weights(cfg, name, stored=stored, cache_dir=cache_dir)
     try:
-        load_weights(model, path, stored=stored, resize=resize, dtype=dtype)
+        load_weights(model, path, stored=stored, dtype=dtype)
     except DamagedFileError as error:
-        if source.file:
+        if cfg.file:
             raise
         hub.discard(path)
         raise HubError(f"The copy of {name} in the cache is damaged and was removed: try again. ({error})") from None
@@ -172,13 +164,13 @@ def _check_names(tensors: dict[str, Tensor], model: Mixer, stored: MixerConfig, 
     expected = set(model.state_dict()) - {"head.weight", "head.bias"}
     if stored.num_classes:
         expected |= {"head.weight", "head.bias"}
-    missing, unexpected = sorted(expected - set(tensors)), sorted(set(tensors) - expected)
+    missing, unexpected = expected - set(tensors), set(tensors) - expected
     if missing or unexpected:
         problems = []
         if missing:
-            problems.append(f"lacks {_first(missing)}")
+            problems.append(f"lacks {listed(missing)}")
         if unexpected:
-            problems.append(f"has unexpected {_first(unexpected)}")
+            problems.append(f"has unexpected {listed(unexpected)}")
         raise WeightsError(
             f"{path} does not hold the weights of this model: it {' and '.join(problems)}. Expected timm's parameter "
             f"names for {len(model.blocks)} layers."
@@ -200,27 +192,3 @@ def _adapt_stem(kernel: Tensor, in_chans: int) -> Tensor:
         return kernel.sum(dim=1, keepdim=True)
     repeats = -(-in_chans // stored)
     return kernel.repeat(1, repeats, 1, 1)[:, :in_chans] * (stored / in_chans)
-
-
-def _carry_token_mixing(
-    tensors: dict[str, Tensor], stored: MixerConfig, wanted: MixerConfig, resize: Resize | None, path: Path
-) -> None:
-    """Replace the token-mixing tensors by those for the grid of ``wanted``, computed in float32 at least."""
-    scheme = choose_resize(stored.grid_size, wanted.grid_size, resize)
-    tokens, width = stored.num_tokens, stored.tokens_mlp_dim
-    shapes = {"fc1.weight": (width, tokens), "fc1.bias": (width,), "fc2.weight": (tokens, width), "fc2.bias": (tokens,)}
-    for i in range(stored.depth):
-        names = {part: f"blocks.{i}.mlp_tokens.{part}" for part in shapes}
-        for part, shape in shapes.items():
-            _check_shape(names[part], tensors[names[part]], shape, path)
-        state = {
-            part: tensors[name].to(torch.promote_types(tensors[name].dtype, torch.float32))
-            for part, name in names.items()
-        }
-        for part, tensor in resize_token_mlp(state, stored.grid_size, wanted.grid_size, scheme).items():
-            tensors[names[part]] = tensor
-
-
-def _first(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

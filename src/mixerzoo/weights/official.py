@@ -20,10 +20,10 @@ from urllib.parse import urlsplit
 from filelock import FileLock, Timeout
 
 from mixerzoo.config import MixerConfig
-from mixerzoo.errors import HubError, WeightsError
-from mixerzoo.weights import hub, network
+from mixerzoo.errors import HubError, StorageError, WeightsError
+from mixerzoo.weights import hub, transfer
 from mixerzoo.weights.atomic import write_atomically
-from mixerzoo.weights.checksums import known_checksum
+from mixerzoo.weights.checksums import file_digest, known_checksum
 from mixerzoo.weights.download import download
 from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors
 from mixerzoo.weights.google import read_npz
@@ -68,11 +68,12 @@ def official_weights(url: str, name: str, *, stored: MixerConfig, cache_dir: str
         url: The ``.npz`` file.
         name: The weights' name, for messages.
         stored: The sizes that the weights are known to have.
-        cache_dir: The Hub cache, beside which ours is kept; None for the default.
+        cache_dir: Where files are kept; None for huggingface_hub's assets cache.
 
     Raises:
         HubUnreachableError: The server does not answer and the cache does not have the weights.
         HubError: The download failed or arrived damaged.
+        StorageError: The cache cannot be written.
         WeightsError: The file is not the checkpoint that it should be. Nothing of it stays in the cache.
     """
     folder = entry_folder(url, cache_dir)
@@ -118,7 +119,7 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
             warnings.warn(f"Waiting for another process that is converting {name}.", UserWarning, stacklevel=2)
             lock.acquire()
     except (OSError, NotImplementedError) as error:
-        raise HubError(f"The weights of {name} cannot be stored: {error}.") from None
+        raise StorageError(f"The weights of {name} cannot be stored: {error}.") from None
     try:
         yield
     finally:
@@ -129,7 +130,7 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
     for leftover in folder.glob(".*.tmp"):  # of a process that was killed; we hold the lock
         leftover.unlink()
     source, announced = download(url, folder, f"The official Flax file of {name}")
-    source_sha256, known = network.file_digest(source), known_checksum(url)
+    source_sha256, known = file_digest(source), known_checksum(url)
     if known not in (None, source_sha256):
         source.unlink()
         raise HubError(
@@ -151,9 +152,9 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
         source_sha256=source_sha256,
         checked=dict(announced.digests),
         result_size=target.stat().st_size,
-        result_sha256=network.file_digest(target),
+        result_sha256=file_digest(target),
         converter=CONVERTER,
-        mixerzoo=network.own_version(),
+        mixerzoo=transfer.own_version(),
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"

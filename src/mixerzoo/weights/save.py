@@ -19,12 +19,11 @@ from torch import Tensor
 from mixerzoo.config import PRESETS, MixerConfig
 from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.card import model_card
-from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors
+from mixerzoo.weights.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_tensors
+from mixerzoo.weights.hub_config import check_preprocessing
 from mixerzoo.weights.sizes import check_limits, check_side
 from mixerzoo.zoo import TIMM_VARIANTS, WeightTag
 
-CONFIG_FILE = "config.json"
-CARD_FILE = "README.md"
 _DESCRIPTION = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 _TIMM_NAMES = {ours: theirs for theirs, ours in TIMM_VARIANTS.items()}
 
@@ -39,7 +38,7 @@ def save_folder(
     label_names: Sequence[str] | None = None,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
-    address: str | None = None,
+    load_name: str | None = None,
 ) -> None:
     """Write ``model.safetensors``, ``config.json`` and, unless there is one, a model card; each in one move.
 
@@ -55,20 +54,19 @@ def save_folder(
         label_names: Names of the classes, in the order of the outputs.
         row: The released checkpoint that it is, if it is one.
         origin: For the card: where the weights come from.
-        address: For the card: the name by which ``create_model`` loads the folder.
+        load_name: For the card: the name by which ``create_model`` loads the folder.
 
     Raises:
-        ConfigError: Sizes that would be refused when the folder is loaded.
+        ConfigError: Sizes or preprocessing that would be refused when the folder is loaded.
         StorageError: A file cannot be stored.
     """
     check_side(config)
     check_limits(config)
-    described = folder_config(config, variant, preprocessing, label_names=label_names, row=row)
+    check_preprocessing(preprocessing, config.in_chans)
+    described = _folder_config(config, variant, preprocessing, label_names=label_names, row=row)
     text = json.dumps(described, indent=2) + "\n"
     architecture = described["architecture"]
-    card = model_card(
-        variant, config, preprocessing, architecture=architecture, row=row, origin=origin, address=address
-    )
+    card = model_card(config, preprocessing, architecture=architecture, row=row, origin=origin, load_name=load_name)
     stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     if (folder / CONFIG_FILE).is_file() and (folder / CONFIG_FILE).read_text(encoding="utf-8") != text:
         (folder / CONFIG_FILE).unlink()
@@ -78,7 +76,7 @@ def save_folder(
         write_atomically(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
 
 
-def folder_config(
+def _folder_config(
     config: MixerConfig,
     variant: str,
     preprocessing: Mapping[str, Any],
@@ -88,7 +86,7 @@ def folder_config(
 ) -> dict[str, Any]:
     """The content of ``config.json``; arguments as for :func:`save_folder`."""
     own = dataclasses.asdict(config)
-    arguments = timm_arguments(config, variant)
+    arguments = _timm_arguments(config, variant)
     described = {name: preprocessing[name] for name in _DESCRIPTION if name in preprocessing}
     content: dict[str, Any] = {
         "architecture": variant if arguments is None else _TIMM_NAMES[variant],
@@ -115,7 +113,7 @@ def folder_config(
     return content
 
 
-def timm_arguments(config: MixerConfig, variant: str) -> dict[str, Any] | None:
+def _timm_arguments(config: MixerConfig, variant: str) -> dict[str, Any] | None:
     """Arguments with which timm's own entry point builds this model, or None where it cannot.
 
     timm fixes patch, layers, channels and the LayerNorm epsilon by name; GELU flavour and stochastic depth are no sizes

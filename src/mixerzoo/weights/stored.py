@@ -7,8 +7,8 @@ from pathlib import Path
 
 from timm.models import PretrainedCfg
 
-from mixerzoo.weights import hub, network
-from mixerzoo.weights.checksums import known_checksum
+from mixerzoo.weights import hub
+from mixerzoo.weights.checksums import file_digest, known_checksum
 from mixerzoo.weights.files import WEIGHTS_FILE
 from mixerzoo.weights.official import entry_folder, read_record
 
@@ -41,12 +41,12 @@ def stored_file(cfg: PretrainedCfg, *, source: str | None, cache_dir: str | Path
     if cfg.file:
         path = Path(cfg.file)
         path = path / WEIGHTS_FILE if path.is_dir() else path
-        digest = network.file_digest(path)
+        digest = file_digest(path)
         return StoredFile(path, digest, known_checksum(path.name), "the package", str(path), digest)
     if cfg.hf_hub_id and source != "npz":
         cached = hub.cached(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)
         if cached is not None:
-            digest, origin = network.file_digest(cached), f"hf-hub:{cfg.hf_hub_id}"
+            digest, origin = file_digest(cached), f"hf-hub:{cfg.hf_hub_id}"
             announced = hub.announced_sha256(cached)
             return StoredFile(cached, digest, announced, "the Hub", origin, digest, known_checksum(origin))
     if cfg.url:
@@ -56,7 +56,7 @@ def stored_file(cfg: PretrainedCfg, *, source: str | None, cache_dir: str | Path
             path = folder / WEIGHTS_FILE
             return StoredFile(
                 path,
-                network.file_digest(path),
+                file_digest(path),
                 record.result_sha256,
                 "its provenance record",
                 cfg.url,

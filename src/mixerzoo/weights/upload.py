@@ -11,11 +11,11 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from mixerzoo.errors import HubError
-from mixerzoo.weights import network
+from mixerzoo.weights import transfer
+from mixerzoo.weights.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
-_SENT = ("config.json", "model.safetensors", "metrics.jsonl")
-_CARD = "README.md"
-_DEADLINE = 20.0
+_SENT = (CONFIG_FILE, WEIGHTS_FILE, "metrics.jsonl")
+DEADLINE = 20.0
 """Seconds that a request that sends no files may take."""
 
 
@@ -33,7 +33,7 @@ def upload_folder(
     token: str | None = None,
     revision: str | None = None,
     keep_card: bool = False,
-    message: str = "Upload with mixerzoo",
+    commit_message: str = "Upload with mixerzoo",
 ) -> str:
     """Upload a folder in one commit, creating the repository if need be; what the Hub has is not sent again.
 
@@ -44,7 +44,7 @@ def upload_folder(
         token: Access token; None for the one of `hf auth login`.
         revision: Branch; None for the main one.
         keep_card: Do not replace a model card that the repository has.
-        message: First line of the commit.
+        commit_message: First line of the commit.
 
     Returns:
         The repository's address.
@@ -53,16 +53,18 @@ def upload_folder(
         HubError: Anything that went wrong; the message names the repository and the remedy.
     """
     check_repo_id(repo_id)
-    api = huggingface_hub.HfApi(token=token, library_name="mixerzoo", library_version=network.own_version())
+    api = huggingface_hub.HfApi(token=token, library_name="mixerzoo", library_version=transfer.own_version())
     with _explained(f"The upload to {repo_id}"):
-        network.within(_DEADLINE, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
-        has_card = keep_card and network.within(_DEADLINE, lambda: api.file_exists(repo_id, _CARD, revision=revision))
+        transfer.within(DEADLINE, lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        has_card = keep_card and transfer.within(
+            DEADLINE, lambda: api.file_exists(repo_id, CARD_FILE, revision=revision)
+        )
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            commit_message=message,
-            allow_patterns=[*_SENT] if has_card else [*_SENT, _CARD],
+            commit_message=commit_message,
+            allow_patterns=[*_SENT] if has_card else [*_SENT, CARD_FILE],
         )
     return hub_address(repo_id)
 
@@ -82,7 +84,7 @@ def uploaded_sha256(repo_id: str, filename: str, *, token: str | None = None) ->
     api = huggingface_hub.HfApi(token=token)
     with _explained(f"The upload to {repo_id}"):
         try:
-            found = network.within(_DEADLINE, lambda: api.get_paths_info(repo_id, [filename]))
+            found = transfer.within(DEADLINE, lambda: api.get_paths_info(repo_id, [filename]))
         except RepositoryNotFoundError:
             return None
     for entry in found:
@@ -94,7 +96,7 @@ def uploaded_sha256(repo_id: str, filename: str, *, token: str | None = None) ->
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     endpoint = huggingface_hub.constants.ENDPOINT
-    with network.explained(what, endpoint, "upload"):
+    with transfer.explained(what, endpoint, "upload"):
         try:
             yield
         except RevisionNotFoundError:

@@ -1,4 +1,4 @@
-"""Every released checkpoint from where it really is; only on request, for a machine with internet (about 8 GB).
+"""Every released checkpoint from where it really is; only on request, for a machine with internet (about 6.5 GB).
 
     python -m pytest -m network
 
@@ -11,13 +11,13 @@ import subprocess
 import sys
 
 import pytest
-from conftest import REAL_ENVIRONMENT
+from conftest import REAL_ENVIRONMENT, ROOT
 
-from mixerzoo.weights.checksums import CHECKSUMS_FILE
 from mixerzoo.zoo import WEIGHTS
 
 pytestmark = pytest.mark.network
 
+CHECKSUMS_FILE = ROOT / "src" / "mixerzoo" / "assets" / "checksums.json"  # the checkout's, also if it is installed
 SOURCES = [(row.name, "hub") for row in WEIGHTS.values() if row.hub_id]
 SOURCES += [(row.name, "npz") for row in WEIGHTS.values() if row.npz_url]
 

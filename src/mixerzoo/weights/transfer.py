@@ -1,9 +1,8 @@
-"""What every download shares: deadlines, hashes, and one sentence for everything that can go wrong on the way."""
+"""What every download and upload shares: deadlines, and one sentence for everything that can go wrong on the way."""
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -12,16 +11,15 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import huggingface_hub
-from google_crc32c import Checksum
 from huggingface_hub.errors import HfHubHTTPError
 
-from mixerzoo.errors import HubError, HubUnreachableError, MixerzooError
+from mixerzoo.errors import HubError, HubUnreachableError, MixerzooError, StorageError
 
-_httpx = getattr(huggingface_hub.utils, "httpx", None) or import_module("httpx")  # clients before 1.30 have no choice
+# huggingface_hub 2 uses httpx2, 1.x httpx; since 1.30 it exports whichever it uses.
+_httpx = getattr(huggingface_hub.utils, "httpx", None) or import_module("httpx")
 
 REQUEST_TIMEOUT = 4.0
 """Seconds that one request for a file's metadata may wait for the server."""
@@ -72,6 +70,7 @@ def explained(what: str, server: str, task: Task) -> Iterator[None]:
 
     Raises:
         HubUnreachableError: The server does not answer, fails, or offline mode is on.
+        StorageError: The file cannot be written on this machine.
         HubError: Everything else.
     """
     try:
@@ -84,7 +83,7 @@ def explained(what: str, server: str, task: Task) -> Iterator[None]:
             raise _answered(what, server, cause) from None
         if isinstance(error, OSError) and (error.errno in _STORAGE or error.filename is not None):
             where = f" ({error.filename})" if error.filename else ""
-            raise HubError(f"{what} cannot be stored: {error.strerror}{where}.") from None
+            raise StorageError(f"{what} cannot be stored: {error.strerror}{where}.") from None
         if "Consistency check failed" in str(error):
             raise HubUnreachableError(f"{what} broke off before its end; try again.") from None
         if refused := re.search(r"\b(401|403)\b", str(error)) if isinstance(error, RuntimeError) else None:
@@ -108,15 +107,6 @@ def unreachable(what: str, server: str, error: BaseException, task: Task) -> str
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     instead = ", or load a local file with checkpoint_path= or a local-dir: name" if task == "download" else ""
     return f"{what}{missing} {server} cannot be reached ({reason}): check the network or proxy{instead}."
-
-
-def file_digest(path: Path, algorithm: str = "sha256") -> str:
-    """Hash a file with an algorithm of hashlib's or ``"crc32c"``; hexadecimal."""
-    digest: Any = Checksum() if algorithm == "crc32c" else hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return str(digest.digest().hex())
 
 
 def own_version() -> str:
