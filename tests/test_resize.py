@@ -281,9 +281,9 @@ def test_without_weights_the_widths_stay_the_variants():
         ({"img_size": (64, 48), "resize": "tile"}, "8 x 8 patches .* has 16 x 12"),
         ({"img_size": 16, "resize": "tile"}, "has 4 x 4"),
         ({"img_size": 64, "resize": "stretch"}, "'tile' or 'interpolate'"),
-        ({"tokens_mlp_dim": 32}, "tokens_mlp_dim=32: .* is 64"),
-        ({"img_size": 64, "tokens_mlp_dim": 128}, "64 at the native image size and 256"),
-        ({"img_size": 64, "tokens_mlp_dim": 64}, "carried to this image size the token-mixing width is 256"),
+        ({"tokens_mlp_dim": 32}, "tokens_mlp_dim=32: the weights have a token-mixing width of 64"),
+        ({"img_size": 64, "tokens_mlp_dim": 128}, "tokens_mlp_dim=128: .* width of 256 at this image size"),
+        ({"img_size": 64, "tokens_mlp_dim": 64}, "tokens_mlp_dim=64: .* width of 256 at this image size"),
         ({"img_size": 3}, "smaller than one patch"),
     ],
 )
