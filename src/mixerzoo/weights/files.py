@@ -16,7 +16,7 @@ from torch import Tensor
 from mixerzoo.errors import DamagedFileError, StorageError, WeightsError
 from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.google import read_npz
-from mixerzoo.weights.npz import MAX_EXPANSION
+from mixerzoo.weights.npz import MAX_EXPANSION, all_finite
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -112,7 +112,7 @@ def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Read every value once, and raise WeightsError naming the first parameter that holds NaN or infinity."""
     for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
+        if not all_finite(tensor):
             raise WeightsError(f"{path}: {name} holds NaN or infinite values.")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lzma
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from mixerzoo.errors import ConfigError, DamagedFileError, WeightsError
 MAX_EXPANSION = 100
 """Files that unpack to more than so many times their size are refused; weights hardly compress at all."""
 _MAX_ARRAYS = 10_000
+_LOCAL_HEADER = 30  # bytes before a member's name and extra field (PKWARE's APPNOTE.TXT, section 4.3.7)
+_ENCRYPTED = 1
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def explained(path: Path) -> Iterator[None]:
         raise WeightsError(f"There is no weights file {path}.") from None
     except ConfigError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, RuntimeError, ValueError) as error:
         if isinstance(error, WeightsError):
             raise
         raise DamagedFileError(f"{path} is not a whole .npz archive ({error}): fetch or write it again.") from None
@@ -115,29 +118,63 @@ def _read_header(file: IO[bytes], key: str, path: Path) -> tuple[tuple[int, ...]
 def read_tensor(
     archive: zipfile.ZipFile, array: NpzArray, shape: tuple[int, ...], scratch: np.ndarray[Any, Any], path: Path
 ) -> Tensor:
-    """Read one array to the end of its archive member, whose checksum zipfile verifies there."""
+    """Read one array to the end of its archive member, and verify its checksum.
+
+    Args:
+        archive: The open archive.
+        array: Which one.
+        shape: Its shape without surplus axes.
+        scratch: Bytes to read it into, at least as many as it has.
+        path: What to call the file in messages.
+    """
     if array.member.file_size != array.offset + array.num_bytes:
         raise DamagedFileError(f"{path}: {array.key} is not as long as its header says.")
     data = scratch[: array.num_bytes]
-    with archive.open(array.member) as file:
-        file.read(array.offset)
-        buffer, done = memoryview(data.data), 0
-        while done < len(buffer):
-            count = file.readinto(buffer[done:])  # type: ignore[attr-defined]
-            if not count:
-                raise EOFError(f"{array.key} ends early")
-            done += count
+    if array.member.compress_type == zipfile.ZIP_STORED and not array.member.flag_bits & _ENCRYPTED:
+        _read_stored(path, array, memoryview(data.data))
+    else:
+        with archive.open(array.member) as file:
+            file.read(array.offset)
+            _fill(file, memoryview(data.data), array.key)
     values = _to_float32(data.view(array.dtype))
     if array.fortran:  # the first axis varies fastest
         values = values.reshape(array.shape[::-1]).permute(*reversed(range(len(array.shape))))
     values = values.reshape(shape)
-    if not torch.isfinite(values).all():
+    if not all_finite(values):
         raise WeightsError(f"{path}: {array.key} holds NaN or infinite values.")
     if values.ndim == 4:
         values = values.permute(3, 2, 0, 1)  # (height, width, in, out) -> (out, in, height, width)
     elif values.ndim == 2:
         values = values.t()  # (in, out) -> (out, in)
     return values.clone(memory_format=torch.contiguous_format)
+
+
+def _read_stored(path: Path, array: NpzArray, buffer: memoryview) -> None:
+    """Read an uncompressed member straight from the file: zipfile's layers would cost as much as the disk."""
+    member = array.member
+    with path.open("rb", buffering=0) as file:
+        file.seek(member.header_offset)
+        local = file.read(_LOCAL_HEADER)
+        name_length, extra_length = struct.unpack("<HH", local[26:30])
+        file.seek(member.header_offset + _LOCAL_HEADER + name_length + extra_length)
+        checksum = zlib.crc32(file.read(array.offset))
+        _fill(file, buffer, array.key)
+    if zlib.crc32(buffer, checksum) != member.CRC:
+        raise zipfile.BadZipFile(f"bad CRC-32 of {array.key}")
+
+
+def _fill(file: Any, buffer: memoryview, key: str) -> None:
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])
+        if not count:
+            raise EOFError(f"{key} ends early")
+        done += count
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite; one pass, without a temporary as ``torch.isfinite`` makes."""
+    return values.numel() == 0 or all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(values))
 
 
 def _to_float32(values: np.ndarray[Any, Any]) -> Tensor:
