@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mixerzoo.checks import check_integer
-from mixerzoo.config import PRESETS, Gelu, MixerConfig
+from mixerzoo.config import PRESETS, Gelu, MixerConfig, image_size
 from mixerzoo.errors import ConfigError, WeightsError
 
 # Far beyond any Mixer, and small enough that a hostile file cannot exhaust time or memory.
@@ -91,7 +91,7 @@ def config_of(
 
 def _image_size(tokens: int, patch: int, given: int | tuple[int, int] | None) -> int | tuple[int, int]:
     if given is not None:
-        return given
+        return image_size(given)
     side = math.isqrt(tokens)
     if side * side != tokens:
         raise ConfigError(f"{tokens} patches are no square grid: say the image size (img_size=, or --img-size).")
