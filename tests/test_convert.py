@@ -383,10 +383,12 @@ def test_tensors_that_share_memory_are_stored_apart(tmp_path, source):
 
 
 def test_a_configuration_beside_the_weights_is_heeded(tmp_path):
-    """A folder of ours whose file is converted once more: neither GELU nor image size is guessed."""
+    """A folder of ours whose file is converted once more: nothing that the configuration says is guessed or lost."""
     model = create_model("mixer_ti4_32", pretrained=True, img_size=(64, 32))
-    mixerzoo.save_model(model, tmp_path / "m")
+    mixerzoo.save_model(model, tmp_path / "m", preprocessing={"mean": (0.1, 0.2, 0.3)})
     found = convert(tmp_path / "m" / "model.safetensors", tmp_path / "out")
+    assert mixerzoo.labels(f"local-dir:{tmp_path / 'out'}")[3] == "cat"
+    assert converted(tmp_path / "out").pretrained_cfg["mean"] == (0.1, 0.2, 0.3)
     assert found.act_reason == "as the config.json beside it says"
     assert found.config == model.config
     assert_same_state(converted(tmp_path / "out"), model)

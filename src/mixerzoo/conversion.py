@@ -18,7 +18,7 @@ from mixerzoo.model import Mixer
 from mixerzoo.names import get_pretrained_cfg, resolve
 from mixerzoo.weights.checksums import file_digest, known_checksum
 from mixerzoo.weights.files import CONFIG_FILE, PICKLED, WEIGHTS_FILE, read_pickle, read_state_dict, require_finite
-from mixerzoo.weights.hub_config import read_hub_config
+from mixerzoo.weights.hub_config import HubConfig, read_hub_config
 from mixerzoo.weights.load import assign_weights, load_weights
 from mixerzoo.weights.save import save_folder
 from mixerzoo.weights.sizes import config_of, differences, recognise
@@ -85,8 +85,8 @@ def convert(
         folder: Must not exist, or be empty; appears in one move when everything is written.
         model: What the file holds: a variant, or a tag, which adds GELU flavour, preprocessing, labels and scores.
             None recognises the variant by its shapes.
-        act: GELU flavour; None takes the tag's, else that of a ``config.json`` beside a ``model.safetensors``, else
-            tanh for Flax archives and erf for state dicts.
+        act: GELU flavour; None takes the tag's, else that of a ``config.json`` beside a ``model.safetensors`` (whose
+            image size, preprocessing and labels are kept too), else tanh for Flax archives and erf for state dicts.
         img_size: Image size; needed where the patch grid is not square and no ``config.json`` says it.
 
     Returns:
@@ -108,7 +108,7 @@ def convert(
     beside = _config_beside(checkpoint)
     chosen, reason = _flavour(act, row, beside, flax=flax)
     if img_size is None and beside is not None:
-        img_size = beside.img_size
+        img_size = beside.config.img_size
     with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and so does most of reading
         digest = pool.submit(file_digest, checkpoint) if checkpoint.is_file() else None
         tensors = read_pickle(checkpoint) if checkpoint.suffix.lower() in PICKLED else read_state_dict(checkpoint)
@@ -120,35 +120,38 @@ def convert(
     assign_weights(checked, tensors, checkpoint, stored=config)
     if not flax:  # of an archive every value was looked at while it was read
         require_finite(checked.state_dict(), checkpoint)
-    checked.pretrained_cfg = get_pretrained_cfg(row.name if row else variant).to_dict()
+    described = beside.pretrained_cfg if beside and not row else get_pretrained_cfg(row.name if row else variant)
+    checked.pretrained_cfg = described.to_dict()
+    same_classes = beside is not None and not row and described.num_classes == config.num_classes
     _write(
         folder,
         checked.state_dict(),
         config=config,
         variant=variant,
         preprocessing=data_config(checked),
+        label_names=described.label_names if same_classes else None,
         row=row,
         origin=_origin(checkpoint, sha256, row) | {"GELU flavour": f"{chosen} ({reason})"},
     )
     return Conversion(variant, config, reason, folder)
 
 
-def _config_beside(source: Path) -> MixerConfig | None:
+def _config_beside(source: Path) -> HubConfig | None:
     """What the ``config.json`` beside a ``model.safetensors`` says, if there is one."""
     path = source.with_name(CONFIG_FILE)
     if source.name != WEIGHTS_FILE or not path.is_file():
         return None
-    return read_hub_config(path, str(source.parent)).config
+    return read_hub_config(path, str(source.parent))
 
 
-def _flavour(act: Gelu | None, row: WeightTag | None, beside: MixerConfig | None, *, flax: bool) -> tuple[Gelu, str]:
+def _flavour(act: Gelu | None, row: WeightTag | None, beside: HubConfig | None, *, flax: bool) -> tuple[Gelu, str]:
     """The GELU flavour, which no shape tells, and why it is taken to be that."""
     if act is not None:
         return act, "as asked for"
     if row is not None:
         return row.act, f"that of {row.name}"
     if beside is not None:
-        return beside.act, f"as the {CONFIG_FILE} beside it says"
+        return beside.config.act, f"as the {CONFIG_FILE} beside it says"
     return ("tanh", "Flax's") if flax else ("erf", "timm's")
 
 
