@@ -43,8 +43,9 @@ def test_every_layout_of_a_small_mixer(tmp_path, tiny, layout):
     assert_true_to_the_reference(model, state_of(tiny))
 
 
-@pytest.mark.parametrize("layout", ["linen", "pre-linen"])
-@pytest.mark.parametrize("name", ["mixer_s32", "mixer_b16"])
+@pytest.mark.parametrize(
+    ("name", "layout"), [("mixer_b16", "linen"), ("mixer_b16", "pre-linen"), *(("mixer_s32", name) for name in LAYOUTS)]
+)
 def test_real_sizes(tmp_path, name, layout):
     source = randomise(create_model(name))
     path = save_npz(tmp_path / "w.npz", LAYOUTS[layout](state_of(source)))

@@ -14,6 +14,7 @@ from mixerzoo.errors import HubError, ModelNameError, WeightsError
 from mixerzoo.inference import verify as verify_module
 from mixerzoo.inference.verify import TOLERANCE, verify
 from mixerzoo.weights import official
+from mixerzoo.zoo import WEIGHTS
 
 
 def test_the_built_in_checkpoint():
@@ -75,17 +76,17 @@ def test_converted_weights(files, tmp_path):
 
     described = get_pretrained_cfg("mixer_ti4_32")
     described.file, described.url = None, cfg["url"]
-    found = stored_file(described, source=None, cache_dir=tmp_path / "cache")
+    found = stored_file(described, tmp_path / "cache")
     assert found.sha256 == found.expected
     record = official.read_record(official.entry_folder(cfg["url"], tmp_path / "cache"), cfg["url"])
     assert found.origin_sha256 == record.source_sha256
     content = bytearray(found.path.read_bytes())
     content[-1] ^= 1
     found.path.write_bytes(content)
-    rotten = stored_file(described, source=None, cache_dir=tmp_path / "cache")
+    rotten = stored_file(described, tmp_path / "cache")
     assert rotten.sha256 != rotten.expected
     shutil.rmtree(tmp_path / "cache")
-    assert stored_file(described, source=None, cache_dir=tmp_path / "cache") is None
+    assert stored_file(described, tmp_path / "cache") is None
 
 
 def test_a_file_that_nobody_announced(tmp_path):
@@ -162,3 +163,20 @@ def test_several_names_go_on_past_a_bad_one():
     assert result.returncode == 1
     assert "There is no model 'mixer_b61'" in result.stderr
     assert result.stdout.startswith("mixer_ti4_32: ok")
+
+
+@pytest.mark.parametrize("source", [None, "npz"])
+def test_an_official_tag(files, tmp_path, monkeypatch, source):
+    """By its name, at its real size; only the bucket is on this machine."""
+    row = WEIGHTS["mixer_s32.gsam_in1k"]
+    path = "/" + row.npz_url.partition("://")[2].partition("/")[2]
+    weights = randomise(create_model(row.name))
+    files.files[path] = save_npz(tmp_path / "w.npz", linen(state_of(weights))).read_bytes()
+    download = official.download
+    monkeypatch.setattr(official, "download", lambda url, *rest: download(files.url + path, *rest))
+    found = verify(row.name, source=source, cache_dir=tmp_path / "cache")
+    assert found.problem is None
+    assert found.file.authority == "its provenance record"
+    assert found.file.sha256 == found.file.expected
+    assert found.file.origin == row.npz_url
+    assert files.downloads() == [path]

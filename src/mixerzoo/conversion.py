@@ -109,10 +109,7 @@ def convert(
     chosen, reason = _flavour(act, row, beside, flax=flax)
     if img_size is None and beside is not None:
         img_size = beside.config.img_size
-    with ThreadPoolExecutor(1) as pool:  # hashing releases the interpreter, and so does most of reading
-        digest = pool.submit(file_digest, checkpoint) if checkpoint.is_file() else None
-        tensors = read_pickle(checkpoint) if checkpoint.suffix.lower() in PICKLED else read_state_dict(checkpoint)
-        sha256 = digest.result() if digest else ""
+    tensors, sha256 = _read_and_hash(checkpoint)
     config = config_of(tensors, checkpoint, act=chosen, img_size=img_size)
     variant = recognise(config, checkpoint)
     _check_model(checkpoint, variant, config, model, row, sha256)
@@ -134,6 +131,16 @@ def convert(
         origin=_origin(checkpoint, sha256, row) | {"GELU flavour": f"{chosen} ({reason})"},
     )
     return Conversion(variant, config, reason, folder)
+
+
+def _read_and_hash(path: Path) -> tuple[dict[str, Tensor], str]:
+    """The tensors and the SHA-256 of a file, side by side: both leave Python's interpreter free most of the time."""
+    if not path.is_file():
+        raise WeightsError(f"There is no weights file {path}.")
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(file_digest, path)
+        tensors = read_pickle(path) if path.suffix.lower() in PICKLED else read_state_dict(path)
+        return tensors, digest.result()
 
 
 def _config_beside(source: Path) -> HubConfig | None:

@@ -100,6 +100,24 @@ def _stored_config(variant: str, cfg: PretrainedCfg, saved_arguments: dict[str, 
     return dataclasses.replace(VARIANTS[variant].config, **fields)
 
 
+def _described(
+    variant: str, pretrained_cfg: str | dict[str, Any] | PretrainedCfg | None, overlay: dict[str, Any] | None
+) -> PretrainedCfg:
+    """timm's description of the weights, from whatever was given."""
+    if isinstance(pretrained_cfg, str) and (truth := MISLABELLED.get(f"{variant}.{pretrained_cfg}")):
+        warn_of_label(f"{variant}.{pretrained_cfg}", truth, stacklevel=6)  # timm.create_model's caller
+        pretrained_cfg = truth.partition(".")[2]
+    if isinstance(pretrained_cfg, PretrainedCfg):
+        pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
+    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "hf-hub":
+        pretrained_cfg = pretrained_cfg | {"file": None, "url": None}  # a stranger's config.json names no other source
+    cfg = dataclasses.replace(resolve_pretrained_cfg(variant, pretrained_cfg, overlay), **_ALWAYS)
+    row = WEIGHTS.get(f"{variant}.{cfg.tag}")
+    if row is not None and cfg.hf_hub_id not in (None, row.hub_id) and cfg.url == row.npz_url:
+        cfg = dataclasses.replace(cfg, url=None)  # a repository of one's own has no original that could step in
+    return cfg
+
+
 def build(
     variant: str,
     pretrained: bool = False,
@@ -134,18 +152,8 @@ def build(
         ConfigError: A size or flavour that cannot be used.
         WeightsError: The weights are absent, damaged or do not fit.
     """
-    if isinstance(pretrained_cfg, str) and (truth := MISLABELLED.get(f"{variant}.{pretrained_cfg}")):
-        warn_of_label(f"{variant}.{pretrained_cfg}", truth, stacklevel=5)  # timm.create_model's caller
-        pretrained_cfg = truth.partition(".")[2]
-    if isinstance(pretrained_cfg, PretrainedCfg):
-        pretrained_cfg = pretrained_cfg.to_dict(remove_null=False)
-    if isinstance(pretrained_cfg, dict) and pretrained_cfg.get("source") == "hf-hub":
-        pretrained_cfg = pretrained_cfg | {"file": None, "url": None}  # a stranger's config.json names no other source
-    cfg = resolve_pretrained_cfg(variant, pretrained_cfg, pretrained_cfg_overlay)
-    cfg = dataclasses.replace(cfg, **_ALWAYS)
+    cfg = _described(variant, pretrained_cfg, pretrained_cfg_overlay)
     row = WEIGHTS.get(f"{variant}.{cfg.tag}")
-    if row is not None and cfg.hf_hub_id not in (None, row.hub_id) and cfg.url == row.npz_url:
-        cfg = dataclasses.replace(cfg, url=None)  # a repository of one's own has no original that could step in
     preset = VARIANTS[variant].config
     arguments = dataclasses.asdict(preset)
     for name in ("img_size", "in_chans", "num_classes"):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from timm.models import PretrainedCfg
 
 from mixerzoo import reference
 from mixerzoo.errors import WeightsError
 from mixerzoo.factory import WeightSource, create_model
 from mixerzoo.model import Mixer
-from mixerzoo.names import resolve
 from mixerzoo.weights.files import require_finite
 from mixerzoo.weights.stored import StoredFile, stored_file
 
@@ -75,7 +75,7 @@ def verify(name: str, *, source: WeightSource | None = None, cache_dir: str | Pa
     """
     model = create_model(name, pretrained=True, source=source, cache_dir=cache_dir).eval()
     assert isinstance(model, Mixer)
-    file = stored_file(resolve(name, cache_dir=cache_dir).cfg, source=source, cache_dir=cache_dir)
+    file = stored_file(PretrainedCfg(**model.pretrained_cfg), cache_dir)
     if file is None:
         raise WeightsError(f"The weights of {name} vanished from the cache: run the command again.")
     require_finite(model.state_dict(), file.path)

@@ -11,8 +11,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from google_crc32c import Checksum
-
 CHECKSUMS_FILE = Path(__file__).parent.parent / "assets" / "checksums.json"
 
 
@@ -24,7 +22,13 @@ def known_checksum(origin: str) -> str | None:
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
     """Hash a file with an algorithm of hashlib's or ``"crc32c"``; hexadecimal."""
-    digest: Any = Checksum() if algorithm == "crc32c" else hashlib.new(algorithm, usedforsecurity=False)
+    digest: Any
+    if algorithm == "crc32c":
+        from google_crc32c import Checksum  # here, because it warns on import where it has no compiled part
+
+        digest = Checksum()
+    else:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -36,14 +36,14 @@ class StoredFile:
     origin_known: str | None = None
 
 
-def stored_file(cfg: PretrainedCfg, *, source: str | None, cache_dir: str | Path | None) -> StoredFile | None:
-    """Find and hash the file that :func:`mixerzoo.create_model` maps for ``cfg``; None if it is not there."""
+def stored_file(cfg: PretrainedCfg, cache_dir: str | Path | None) -> StoredFile | None:
+    """Find and hash the file that was mapped for a model whose ``pretrained_cfg`` this is; None if it is gone."""
     if cfg.file:
         path = Path(cfg.file)
         path = path / WEIGHTS_FILE if path.is_dir() else path
         digest = file_digest(path)
         return StoredFile(path, digest, known_checksum(path.name), "the package", str(path), digest)
-    if cfg.hf_hub_id and source != "npz":
+    if cfg.hf_hub_id:
         cached = hub.cached(cfg.hf_hub_id, WEIGHTS_FILE, cache_dir)
         if cached is not None:
             digest, origin = file_digest(cached), f"hf-hub:{cfg.hf_hub_id}"
