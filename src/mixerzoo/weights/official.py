@@ -134,7 +134,8 @@ def _make_entry(folder: Path, url: str, name: str, stored: MixerConfig) -> None:
     if known not in (None, source_sha256):
         source.unlink()
         raise HubError(
-            f"{url} is another file (SHA-256 {source_sha256}) than the {name} that mixerzoo knows ({known})."
+            f"{url} is another file (SHA-256 {source_sha256}) than the {name} that mixerzoo knows ({known}): it was "
+            "replaced there; update mixerzoo, or report it."
         )
     try:
         tensors = read_npz(source)

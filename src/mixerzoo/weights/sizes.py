@@ -128,7 +128,8 @@ def recognise(config: MixerConfig, path: Path) -> str:
     nearest = min(PRESETS, key=lambda name: len(differences(config, PRESETS[name], fields)))
     raise WeightsError(
         f"{path} fits no variant; the nearest is {nearest}, but it has "
-        f"{', '.join(differences(config, PRESETS[nearest], fields))}."
+        f"{', '.join(differences(config, PRESETS[nearest], fields))}; the file may not be whole (create_model's "
+        "checkpoint_path fills a model of sizes of one's own)."
     )
 
 
