@@ -22,7 +22,10 @@ MAY_IMPORT = {
     "zoo": {"config"},
     "reference": set(),
     "resize": {"checks", "config", "errors"},
-    "model": {"config", "errors", "resize"},
+    "kernels": {"errors"},
+    "ops": {"config", "errors", "kernels"},
+    "intermediates": {"config", "errors"},
+    "model": {"config", "errors", "intermediates", "ops", "resize"},
     "weights": {"checks", "config", "errors", "zoo", "resize", "model"},
     "timm_registry": {"config", "errors", "zoo", "resize", "model", "weights"},
     "names": {"config", "errors", "zoo", "weights", "timm_registry"},
@@ -211,4 +214,4 @@ print(json.dumps({"before": before, "after": after, "new": sorted(new), "cuda": 
 def test_python_files_stay_readable():
     for path in FILES:
         lines = path.read_text().count("\n")
-        assert lines <= 410, f"{path.name} has {lines} lines"
+        assert lines <= 400, f"{path.name} has {lines} lines"

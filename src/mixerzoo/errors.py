@@ -22,6 +22,10 @@ class LabelsUnknownError(MixerzooError, LookupError):
     """A model whose classes have no known names."""
 
 
+class BackendError(MixerzooError, ValueError):
+    """A backend that is unknown or cannot compute what it was asked for."""
+
+
 class InputSizeError(MixerzooError, ValueError):
     """A batch of images whose channels, height or width are not the model's."""
 

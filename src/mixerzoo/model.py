@@ -13,15 +13,18 @@ Legend, used as suffixes: N images, S tokens (patches), C channels (``embed_dim`
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from timm.layers import DropPath, lecun_normal_
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
-from mixerzoo.errors import ConfigError, InputSizeError
+from mixerzoo.errors import InputSizeError
+from mixerzoo.intermediates import IntermediateOutputs
+from mixerzoo.ops.choice import AUTO, REFERENCE, check_backend
+from mixerzoo.ops.layers import BackendReport, backend_of, explain, run_layers
+from mixerzoo.ops.problem import OPERATIONS, Operation
 from mixerzoo.resize import Resize, resize_module, resized_config
 
 
@@ -32,16 +35,6 @@ def _check_images(shape: torch.Size, in_chans: int, image_hw: tuple[int, int]) -
             f"The model takes images of shape (batch, {in_chans}, {image_hw[0]}, {image_hw[1]}) but got "
             f"{tuple(shape)}: resize them (mixerzoo.create_transform does), or the model (model.set_input_size)."
         )
-
-
-def _take_indices(depth: int, indices: int | list[int] | tuple[int, ...] | None) -> list[int]:
-    """Absolute layer indices for timm's notation: None for all, n for the last n, or a sequence (negative allowed)."""
-    if indices is None:
-        return list(range(depth))
-    wanted = list(range(-indices, 0)) if isinstance(indices, int) else list(indices)
-    if not wanted or not all(-depth <= i < depth for i in wanted):
-        raise ConfigError(f"indices={indices!r} do not name layers of a Mixer with {depth}: use 0..{depth - 1}.")
-    return [i % depth for i in wanted]
 
 
 class PatchEmbed(nn.Module):
@@ -123,6 +116,7 @@ class MixerBlock(nn.Module):
     ):
         super().__init__()
         channels, eps = config.embed_dim, config.norm_eps
+        self.backends: dict[Operation, str] = dict.fromkeys(OPERATIONS, AUTO)
         self.norm1 = nn.LayerNorm(channels, eps=eps, device=device, dtype=dtype)
         self.mlp_tokens = Mlp(config.num_tokens, config.tokens_mlp_dim, config.act, device=device, dtype=dtype)
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=config.drop_path_rescale)
@@ -131,12 +125,33 @@ class MixerBlock(nn.Module):
 
     def forward(self, x_NSC: Tensor) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
-        mixed_NCS = self.mlp_tokens(self.norm1(x_NSC).transpose(1, 2))
-        x_NSC = x_NSC + self.drop_path(mixed_NCS.transpose(1, 2))
-        return x_NSC + self.drop_path(self.mlp_channels(self.norm2(x_NSC)))
+        backend = self._backend("token_mlp", x_NSC)
+        if backend == REFERENCE:
+            mixed_NCS = self.mlp_tokens(self.norm1(x_NSC).transpose(1, 2))
+            x_NSC = x_NSC + self.drop_path(mixed_NCS.transpose(1, 2))
+        else:
+            x_NSC = self._run("token_mlp", x_NSC, backend)
+        backend = self._backend("channel_mlp", x_NSC)
+        if backend == REFERENCE:
+            return x_NSC + self.drop_path(self.mlp_channels(self.norm2(x_NSC)))
+        return self._run("channel_mlp", x_NSC, backend)
+
+    def layers(self, op: Operation) -> tuple[nn.LayerNorm, Mlp]:
+        """LayerNorm and MLP of one of the two branches."""
+        return (self.norm1, self.mlp_tokens) if op == "token_mlp" else (self.norm2, self.mlp_channels)
+
+    def _backend(self, op: Operation, x_NSC: Tensor) -> str:
+        return backend_of(op, x_NSC, *self.layers(op), self.backends[op])
+
+    def _run(self, op: Operation, x_NSC: Tensor, backend: str) -> Tensor:
+        """A branch with its residual; stochastic depth draws as the plain layers would."""
+        keep = None
+        if self.training and self.drop_path.drop_prob:
+            keep = self.drop_path(x_NSC.new_ones(x_NSC.shape[0], 1, 1, dtype=torch.float32)).flatten()
+        return run_layers(op, x_NSC, *self.layers(op), keep, backend)
 
 
-class Mixer(nn.Module):
+class Mixer(IntermediateOutputs):
     """MLP-Mixer image classifier.
 
     The keyword arguments are the fields of :class:`MixerConfig`, which documents them; the defaults are Mixer-B/16.
@@ -158,6 +173,7 @@ class Mixer(nn.Module):
     """
 
     pretrained_cfg: dict[str, Any]
+    stem: PatchEmbed
 
     def __init__(
         self,
@@ -286,66 +302,6 @@ class Mixer(nn.Module):
         pooled = self.head_drop(pooled)
         return pooled if pre_logits else self.head(pooled)
 
-    def _run_block(self, block: nn.Module, x_NSC: Tensor) -> Tensor:
-        if self.grad_checkpointing and self.training:
-            return checkpoint(block, x_NSC, use_reentrant=False)
-        return block(x_NSC)
-
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | tuple[int, ...] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Run the model and keep the output of chosen layers (timm's convention).
-
-        Args:
-            x: Images (N, in_chans, H, W).
-            indices: Layers to keep: a sequence of indices (negative from the end), the last n, or None for all.
-            norm: Apply the final LayerNorm to what is kept.
-            stop_early: Do not run the layers behind the last one kept.
-            output_fmt: ``"NCHW"`` gives (N, C, rows, columns), ``"NLC"`` gives (N, S, C).
-            intermediates_only: Return the list alone, without the final tokens.
-
-        Returns:
-            The kept outputs, preceded by the normalised final tokens (N, S, C) unless ``intermediates_only``.
-
-        Raises:
-            ConfigError: ``output_fmt`` is unknown.
-        """
-        if output_fmt not in ("NCHW", "NLC"):
-            raise ConfigError(f"output_fmt={output_fmt!r} is unknown: use 'NCHW' or 'NLC'.")
-        take = _take_indices(len(self.blocks), indices)
-        kept: list[Tensor] = []
-        x_NSC = self.stem(x)
-        for i, block in enumerate(self.blocks):
-            if stop_early and i > max(take):
-                break
-            x_NSC = self._run_block(block, x_NSC)
-            if i in take:
-                kept.append(self.norm(x_NSC) if norm else x_NSC)
-        if output_fmt == "NCHW":
-            rows, columns = self.config.grid_size
-            kept = [y.transpose(1, 2).reshape(-1, y.shape[-1], rows, columns) for y in kept]
-        return kept if intermediates_only else (self.norm(x_NSC), kept)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] | tuple[int, ...] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop what the chosen intermediate outputs do not need (timm's convention); return their indices."""
-        take = _take_indices(len(self.blocks), indices)
-        self.blocks = self.blocks[: max(take) + 1]
-        self.feature_info = self.feature_info[: len(self.blocks)]
-        self.config = dataclasses.replace(self.config, depth=len(self.blocks))
-        if prune_norm:
-            self.norm = nn.Identity()
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
     def set_input_size(self, img_size: int | tuple[int, int], *, resize: Resize | None = None) -> None:
         """Carry the model to another image size, in place; everything but token mixing stays as it is.
 
@@ -398,6 +354,40 @@ class Mixer(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names exempt from weight decay beyond biases and norms: none, a Mixer has no position embedding."""
         return set()
+
+    def set_backend(self, backend: str = AUTO, *, token_mlp: str | None = None, channel_mlp: str | None = None) -> None:
+        """Choose how the two residual branches of every layer are computed; what they compute stays the same.
+
+        Args:
+            backend: ``"auto"`` takes the plain layers on the CPU, and on CUDA the fastest backend that passed the GPU
+                suite on such a card; ``"reference"`` always takes the plain layers; ``"triton"``, ``"unfused"`` and
+                ``"cublaslt"`` are used wherever they can run, and refused elsewhere when the model runs.
+            token_mlp: Choose differently for token mixing.
+            channel_mlp: Choose differently for channel mixing.
+
+        Raises:
+            BackendError: There is no backend of that name.
+        """
+        names = {"token_mlp": token_mlp or backend, "channel_mlp": channel_mlp or backend}
+        chosen = {op: check_backend(op, names[op]) for op in OPERATIONS}
+        for block in self.blocks:
+            block.backends = dict(chosen)  # type: ignore[assignment]
+
+    def explain_backend(self, images: Tensor) -> BackendReport:
+        """Say which backend computes each operation for such images, and why a faster one does not.
+
+        Call it as the model will run: under ``torch.no_grad()`` for inference, under autocast if that is used.
+
+        Args:
+            images: (N, in_chans, H, W), as for :meth:`forward`; the model is not run.
+
+        Raises:
+            InputSizeError: The images are not of the model's size or channels.
+        """
+        _check_images(images.shape, self.in_chans, self.config.image_hw)
+        block: MixerBlock = self.blocks[0]  # type: ignore[assignment]
+        token, channel = (explain(op, *block.layers(op), block.backends[op]) for op in OPERATIONS)
+        return BackendReport(token, channel)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of storing its activations."""
