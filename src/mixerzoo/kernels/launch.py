@@ -82,9 +82,12 @@ class Launch:
         if not all(self.grid):
             return
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if not triton.knobs.runtime.interpret:
-            options["enable_fp_fusion"] = True
-        self.kernel[self.grid](**self.arguments, **self.constants, **options)
+        if triton.knobs.runtime.interpret:
+            self.kernel[self.grid](**self.arguments, **self.constants, **options)
+            return
+        device = next(value.device for value in self.arguments.values() if isinstance(value, Tensor))
+        with torch.cuda.device(device):  # Triton launches on the current device, wherever the tensors are
+            self.kernel[self.grid](**self.arguments, **self.constants, **options, enable_fp_fusion=True)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

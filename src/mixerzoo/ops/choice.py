@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +114,14 @@ def backend_name(
     sizes: tuple[int, int, int],
     act: Gelu,
     training: bool,
+    tf32: bool,
     requested: str,
 ) -> str:
     """The name that :func:`choose` arrives at; ``sizes`` are tokens, channels and hidden width."""
-    return choose(Problem(op, device, dtype, *sizes, act, training), requested).backend
+    problem = Problem(op, device, dtype, *sizes, act, training, tf32)
+    return (_chosen_once if device.type == "cuda" else choose)(problem, requested).backend
+
+
+@functools.cache  # every layer asks at every step, and a card stays what it is
+def _chosen_once(problem: Problem, requested: str) -> Choice:
+    return choose(problem, requested)

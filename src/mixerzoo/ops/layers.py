@@ -70,7 +70,8 @@ def backend_of(op: Operation, x: Tensor, norm: nn.Module, mlp: Any, requested: s
     if changed:
         return REFERENCE
     p = _problem(op, norm, mlp)
-    return backend_name(op, p.device, p.dtype, (p.tokens, p.channels, p.hidden), p.act, p.training, requested)
+    sizes = (p.tokens, p.channels, p.hidden)
+    return backend_name(op, p.device, p.dtype, sizes, p.act, p.training, p.tf32, requested)
 
 
 def run_layers(op: Operation, x: Tensor, norm: Any, mlp: Any, keep: Tensor | None, backend: str) -> Tensor:
@@ -112,6 +113,7 @@ def _problem(op: Operation, norm: Any, mlp: Any) -> Problem:
         hidden,
         _flavour(mlp),
         torch.is_grad_enabled(),
+        torch.get_float32_matmul_precision() != "highest",
     )
 
 

@@ -31,6 +31,7 @@ class Problem:
         hidden: H.
         act: GELU flavour.
         training: Whether gradients are wanted.
+        tf32: Whether float32 products may use TF32 (``torch.set_float32_matmul_precision``).
     """
 
     op: Operation
@@ -41,6 +42,7 @@ class Problem:
     hidden: int
     act: Gelu
     training: bool
+    tf32: bool = False
 
 
 class Branch(NamedTuple):

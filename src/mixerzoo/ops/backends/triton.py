@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 
@@ -47,8 +48,13 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def _obstacle(problem: Problem) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "Triton is not installed"
     if problem.dtype not in (torch.bfloat16, torch.float16, torch.float32):
         return f"its kernels have no {str(problem.dtype).removeprefix('torch.')}"
@@ -78,7 +84,7 @@ def _no_tile(problem: Problem) -> str | None:
 def _reservation(problem: Problem) -> str | None:
     if problem.device.type != "cuda":
         return "interpreted kernels are for tests"
-    if problem.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
+    if problem.dtype == torch.float32 and not problem.tf32:
         return "float32 products without TF32 use no tensor cores, so there is nothing to gain"
     return None
 
