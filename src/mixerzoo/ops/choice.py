@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
@@ -106,6 +107,11 @@ def _automatic(problem: Problem) -> Choice:
     return Choice(problem.op, REFERENCE, "no other backend is to be used here", passed_over)
 
 
+def with_precision(problem: Problem) -> Problem:
+    """The problem with what the user allows float32 products to be."""
+    return dataclasses.replace(problem, tf32=torch.get_float32_matmul_precision() != "highest")
+
+
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # the choice is made while compiling, from what the graph is specialised on
 def backend_name(
     op: Operation,
@@ -114,11 +120,10 @@ def backend_name(
     sizes: tuple[int, int, int],
     act: Gelu,
     training: bool,
-    tf32: bool,
     requested: str,
 ) -> str:
     """The name that :func:`choose` arrives at; ``sizes`` are tokens, channels and hidden width."""
-    problem = Problem(op, device, dtype, *sizes, act, training, tf32)
+    problem = with_precision(Problem(op, device, dtype, *sizes, act, training))
     return (_chosen_once if device.type == "cuda" else choose)(problem, requested).backend
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mixerzoo.config import Gelu
 from mixerzoo.errors import BackendError
 from mixerzoo.ops.backends import BACKENDS
-from mixerzoo.ops.choice import AUTO, REFERENCE, Choice, backend_name, choose
+from mixerzoo.ops.choice import AUTO, REFERENCE, Choice, backend_name, choose, with_precision
 from mixerzoo.ops.operation import run
 from mixerzoo.ops.problem import Branch, Operation, Problem
 
@@ -41,7 +41,7 @@ def explain(op: Operation, norm: nn.Module, mlp: Any, requested: str) -> Choice:
     changed = _changed(norm, mlp)
     if changed:
         return Choice(op, REFERENCE, changed, {})
-    problem = _problem(op, norm, mlp)
+    problem = with_precision(_problem(op, norm, mlp))
     if requested in BACKENDS and (obstacle := BACKENDS[requested].obstacle(problem)):
         return Choice(op, "none", f"{requested} was asked for and cannot run: {obstacle}", {})
     return choose(problem, requested)
@@ -71,7 +71,7 @@ def backend_of(op: Operation, x: Tensor, norm: nn.Module, mlp: Any, requested: s
         return REFERENCE
     p = _problem(op, norm, mlp)
     sizes = (p.tokens, p.channels, p.hidden)
-    return backend_name(op, p.device, p.dtype, sizes, p.act, p.training, p.tf32, requested)
+    return backend_name(op, p.device, p.dtype, sizes, p.act, p.training, requested)
 
 
 def run_layers(op: Operation, x: Tensor, norm: Any, mlp: Any, keep: Tensor | None, backend: str) -> Tensor:
@@ -113,7 +113,6 @@ def _problem(op: Operation, norm: Any, mlp: Any) -> Problem:
         hidden,
         _flavour(mlp),
         torch.is_grad_enabled(),
-        torch.get_float32_matmul_precision() != "highest",
     )
 
 
