@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from mixerzoo.config import Gelu
 from mixerzoo.kernels import layer_norm, linear, token_mlp
 from mixerzoo.kernels.launch import Card, card_of
 from mixerzoo.kernels.token_mlp_backward import describe_input, describe_weights
@@ -18,25 +19,24 @@ from mixerzoo.kernels.token_tiles import (
     INPUT,
     WEIGHTS,
     Tile,
-    choose_tile,
-    forward_bytes,
-    input_bytes,
     padded_tokens,
-    weights_bytes,
 )
 
 
-def token_tiles(card: Card, shape: tuple[int, int, int], element_size: int) -> tuple[Tile, Tile, Tile] | None:
+def token_tiles(
+    card: Card, shape: tuple[int, int, int], element_size: int, act: Gelu
+) -> tuple[Tile, Tile, Tile] | None:
     """Tiles of the forward, input-gradient and weight-gradient kernels; None where one of them does not fit.
 
     Args:
         card: Where they are to run.
         shape: Tokens, channels, hidden width.
         element_size: Bytes of a weight.
+        act: GELU flavour.
     """
-    forward = choose_tile(FORWARD, forward_bytes, card, shape, element_size)
-    to_input = choose_tile(INPUT, input_bytes, card, shape, element_size)
-    to_weights = choose_tile(WEIGHTS, weights_bytes, card, shape, element_size)
+    forward, to_input, to_weights = (
+        table.choose(card, shape, element_size, act) for table in (FORWARD, INPUT, WEIGHTS)
+    )
     return (forward, to_input, to_weights) if forward and to_input and to_weights else None
 
 
@@ -46,7 +46,7 @@ def token_mlp_forward(
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     keep: Tensor | None,
     eps: float,
-    act: str,
+    act: Gelu,
     tile: Tile | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``x + keep (W2 gelu(W1 LayerNorm(x) + b1) + b2)``, mixing tokens.
@@ -66,13 +66,13 @@ def token_mlp_forward(
     card = card_of(x.device)
     w1, b1, w2, b2 = weights
     if tile is None:
-        tiles = token_tiles(card, (*x.shape[1:], w1.shape[0]), w1.element_size())
+        tiles = token_tiles(card, (*x.shape[1:], w1.shape[0]), w1.element_size(), act)
         assert tiles is not None
         tile = tiles[0]
     stats = layer_norm.row_stats(x, *norm, eps)
     out = torch.empty_like(x)
     packed = token_mlp.pack(w1, b1, w2)
-    token_mlp.describe_forward(x, stats, norm, packed, b2, keep, out, act, tile, _programs(card, tile))()
+    token_mlp.describe_forward(x, stats, norm, packed, b2, keep, out, act, tile, programs_at_once(card, tile))()
     return out, *stats
 
 
@@ -83,7 +83,7 @@ def token_mlp_backward(
     norm: tuple[Tensor, Tensor],
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     keep: Tensor | None,
-    act: str,
+    act: Gelu,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`token_mlp_forward`'s ``x``, ``norm`` and ``weights``; those of parameters in float32.
 
@@ -100,7 +100,7 @@ def token_mlp_backward(
     w1, b1, w2, _ = weights
     images, tokens, channels = x.shape
     hidden = w1.shape[0]
-    tiles = token_tiles(card, (tokens, channels, hidden), w1.element_size())
+    tiles = token_tiles(card, (tokens, channels, hidden), w1.element_size(), act)
     assert tiles is not None
     _, to_input, to_weights = tiles
     packed = token_mlp.pack(w1, b1, w2)
@@ -108,11 +108,11 @@ def token_mlp_backward(
 
     dy = torch.empty_like(x, dtype=w1.dtype)
     db2 = _slots(x, images * triton.cdiv(channels, to_input.channels), padded_tokens(tokens))
-    describe_input(*shared, dy, db2, act, to_input, _programs(card, to_input))()
+    describe_input(*shared, dy, db2, act, to_input, programs_at_once(card, to_input))()
 
     hidden_padded, tokens_padded = packed[0].shape
     pairs = images * triton.cdiv(channels, to_weights.channels)
-    splits = min(max(_programs(card, to_weights) * to_weights.hidden // hidden_padded, 1), max(pairs, 1))
+    splits = min(max(programs_at_once(card, to_weights) * to_weights.hidden // hidden_padded, 1), max(pairs, 1))
     dw1 = _slots(x, splits, hidden_padded, tokens_padded)
     dw2 = torch.empty_like(dw1)
     db1 = _slots(x, splits, hidden_padded)
@@ -131,7 +131,7 @@ def token_mlp_backward(
     )
 
 
-def _programs(card: Card, tile: Tile) -> int:
+def programs_at_once(card: Card, tile: Tile) -> int:
     """Programs that run at once: one a multiprocessor where a tile takes most of its registers, two otherwise."""
     return card.multiprocessors * (1 if tile.warps > 4 else 2)
 
@@ -147,7 +147,7 @@ def channel_mlp_forward(
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     keep: Tensor | None,
     eps: float,
-    act: str,
+    act: Gelu,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``x + keep (gelu(LayerNorm(x) W3 + b3) W4 + b4)``, mixing channels.
@@ -170,7 +170,7 @@ def channel_mlp_forward(
     y, mean, rstd = layer_norm.normalise(x, *norm, eps, w3.dtype)
     z = y.new_empty(*x.shape[:-1], hidden)
     u = torch.empty_like(z) if save else None
-    tile = linear.linear_tile(card, rows, hidden, w3.element_size(), 1 if save else 0)
+    tile = linear.linear_tile(card, rows, hidden, w3.element_size(), linear.gelu_load(save, act))
     linear.describe_linear_gelu(y, w3, b3, u, z, act, tile)()
     out = torch.empty_like(x)
     tile = linear.linear_tile(card, rows, x.shape[-1], w3.element_size(), 1)
@@ -187,7 +187,7 @@ def channel_mlp_backward(
     weights: tuple[Tensor, Tensor, Tensor, Tensor],
     keep: Tensor | None,
     eps: float,
-    act: str,
+    act: Gelu,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`channel_mlp_forward`'s ``x``, ``norm`` and ``weights``.
 

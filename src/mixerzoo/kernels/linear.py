@@ -122,7 +122,7 @@ TILES = (
 """Candidates, the one expected to be fastest first."""
 
 
-def linear_tile(card: Card, rows: int, features: int, element_size: int, matrices: int = 0) -> LinearTile:
+def linear_tile(card: Card, rows: int, features: int, element_size: int, load: int) -> LinearTile:
     """The first candidate that fits into the card's shared memory and is no larger than the problem.
 
     Args:
@@ -130,16 +130,21 @@ def linear_tile(card: Card, rows: int, features: int, element_size: int, matrice
         rows: M.
         features: F.
         element_size: Bytes of a weight.
-        matrices: Matrices that the epilogue reads or writes beside the output; the wider the tile, the fewer fit into
-            registers.
+        load: What the epilogue asks of the registers: 0 nothing much, 1 one matrix beside the output or the error
+            function, 2 more than that. The wider the tile, the less is left.
     """
-    for tile in TILES[matrices:]:
+    for tile in TILES[load:]:
         operands = element_size * tile.depth * (tile.rows + tile.features) * tile.stages + 4096
         accumulators = 4 * tile.rows * tile.features  # they pass through shared memory before they are stored
         fits = max(operands, accumulators) <= card.shared_memory
         if fits and tile.features < 2 * features and tile.rows < 2 * rows:
             return tile
     return TILES[-1]
+
+
+def gelu_load(save: bool, act: str) -> int:
+    """What GELU in the epilogue asks of the registers, for :func:`linear_tile`."""
+    return 1 if save or act == "erf" else 0
 
 
 def describe_linear_gelu(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mixerzoo.config import Gelu
 from mixerzoo.kernels.launch import Card
 
 MAX_TOKENS = 256
@@ -57,53 +58,72 @@ def hidden_chunk(hidden: int) -> int:
     return min(max(1 << (hidden - 1).bit_length(), 16), 128)
 
 
-FORWARD = (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
-INPUT = (Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
-WEIGHTS = (Tile(32, 128, 8, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1))
-"""Candidates of each kernel, the one expected to be fastest first."""
+@dataclass(frozen=True)
+class TileTable:
+    """Tiles of one kernel.
 
+    Attributes:
+        candidates: The one expected to be fastest first.
+        token_rows: Rows of all tokens that a tile keeps in shared memory, as a function of the tile: each takes the
+            padded tokens times the size of an element.
+        spilling: Tiles that leave too few registers: first number of the compute capability, GELU flavour, tile.
+    """
 
-def forward_bytes(tile: Tile, tokens: int, element_size: int) -> int:
-    """Shared memory of the forward kernel: the normalised tokens, and two weight chunks a stage."""
-    return element_size * padded_tokens(tokens) * (tile.channels + 2 * tile.hidden * tile.stages) + _SLACK
+    candidates: tuple[Tile, ...]
+    token_rows: Callable[[Tile], int]
+    spilling: frozenset[tuple[int, Gelu, Tile]]
 
+    def shared_memory(self, tile: Tile, tokens: int, element_size: int) -> int:
+        """Bytes a block needs, at most."""
+        return element_size * padded_tokens(tokens) * self.token_rows(tile) + _SLACK
 
-def input_bytes(tile: Tile, tokens: int, element_size: int) -> int:
-    """Shared memory of the input-gradient kernel: tokens and their gradient, and two weight chunks a stage."""
-    return element_size * padded_tokens(tokens) * (2 * tile.channels + 2 * tile.hidden * tile.stages) + _SLACK
+    def choose(self, card: Card, shape: tuple[int, int, int], element_size: int, act: Gelu) -> Tile | None:
+        """The first candidate that fits into the card's shared memory and is no larger than the problem.
 
+        Args:
+            card: Where it is to run.
+            shape: Tokens, channels, hidden width.
+            element_size: Bytes of a weight.
+            act: GELU flavour.
 
-def weights_bytes(tile: Tile, tokens: int, element_size: int) -> int:
-    """Shared memory of the weight-gradient kernel: two weight chunks, and the streamed tokens and gradients."""
-    return element_size * padded_tokens(tokens) * (2 * tile.hidden + (tile.stages + 2) * tile.channels) + _SLACK
+        Returns:
+            The tile, or None if none fits.
+        """
+        tokens, channels, hidden = shape
+        for tile in self.candidates:
+            if self.shared_memory(tile, tokens, element_size) > card.shared_memory:
+                continue
+            covered = tile.channels < 2 * channels and tile.hidden <= hidden_chunk(hidden)
+            if tile == self.candidates[-1] or (covered and (card.capability[0], act, tile) not in self.spilling):
+                return tile
+        return None
 
 
 _SLACK = 4096  # biases, statistics, barriers
+_SMALL = (Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
 
-
-def choose_tile(
-    candidates: tuple[Tile, ...],
-    bytes_of: Callable[[Tile, int, int], int],
-    card: Card,
-    shape: tuple[int, int, int],
-    element_size: int,
-) -> Tile | None:
-    """The first candidate that fits into the card's shared memory and is no larger than the problem.
-
-    Args:
-        candidates: One of the tables above.
-        bytes_of: The kernel's shared memory.
-        card: Where it is to run.
-        shape: Tokens, channels, hidden width.
-        element_size: Bytes of a weight.
-
-    Returns:
-        The tile, or None if none fits.
-    """
-    tokens, channels, hidden = shape
-    for tile in candidates:
-        smallest = tile is candidates[-1]
-        covered = tile.channels < 2 * channels and tile.hidden <= hidden_chunk(hidden)
-        if bytes_of(tile, tokens, element_size) <= card.shared_memory and (covered or smallest):
-            return tile
-    return None
+FORWARD = TileTable(
+    (Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), *_SMALL),
+    lambda tile: tile.channels + 2 * tile.hidden * tile.stages,  # normalised tokens; two weight chunks a stage
+    frozenset({(10, "tanh", Tile(128, 64, 8, 2)), (10, "erf", Tile(128, 64, 8, 2))}),
+)
+INPUT = TileTable(
+    (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), *_SMALL),
+    lambda tile: 2 * tile.channels + 2 * tile.hidden * tile.stages,  # tokens and gradient; two weight chunks a stage
+    frozenset(
+        {
+            (9, "erf", Tile(128, 64, 8, 2)),
+            (10, "tanh", Tile(128, 64, 8, 2)),
+            (10, "tanh", Tile(128, 32, 8, 2)),
+            (10, "tanh", Tile(64, 32, 4, 2)),
+            (10, "erf", Tile(128, 64, 8, 2)),
+            (10, "erf", Tile(128, 32, 8, 2)),
+            (10, "erf", Tile(64, 32, 4, 2)),
+        }
+    ),
+)
+WEIGHTS = TileTable(
+    (Tile(32, 128, 8, 2), Tile(32, 64, 4, 2), Tile(32, 64, 4, 1), Tile(16, 32, 4, 1), Tile(16, 16, 4, 1)),
+    lambda tile: 2 * tile.hidden + (tile.stages + 2) * tile.channels,  # two weight chunks; streamed tokens, gradients
+    frozenset(),
+)

@@ -50,8 +50,8 @@ def record_card(name: str, record: CardRecord, path: Path = CARDS) -> None:
     Raises:
         ConfigError: The package's folder cannot be written (an installed package; use a source tree).
     """
-    cards = json.loads(path.read_text()) | {name: record.__dict__}
     try:
+        cards = json.loads(path.read_text()) | {name: record.__dict__}
         path.write_text(json.dumps(cards, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise ConfigError(

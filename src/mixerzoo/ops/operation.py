@@ -68,7 +68,8 @@ class _Traceable(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         op, eps, act, backend = ctx.chosen
-        branch, saved = Branch(*ctx.saved_tensors[:8]), Saved(*ctx.saved_tensors[8:])
+        tensors = ctx.saved_tensors  # once: gradient checkpointing computes them for one asking only
+        branch, saved = Branch(*tensors[:8]), Saved(*tensors[8:])
         return None, None, None, None, None, *_gradients(op, g, branch, saved, eps, act, backend), None
 
 

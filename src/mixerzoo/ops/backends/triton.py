@@ -76,7 +76,7 @@ def _no_tile(problem: Problem) -> str | None:
     if problem.tokens > MAX_TOKENS:
         return f"{problem.tokens} tokens do not fit into a multiprocessor's registers (at most {MAX_TOKENS} do)"
     card, shape = card_of(problem.device), (problem.tokens, problem.channels, problem.hidden)
-    if token_tiles(card, shape, problem.dtype.itemsize) is None:
+    if token_tiles(card, shape, problem.dtype.itemsize, problem.act) is None:
         return f"no tile fits into {card.shared_memory} bytes of shared memory"
     return None
 
