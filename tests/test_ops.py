@@ -231,6 +231,7 @@ def test_one_compilation_whatever_the_batch_size(op, backend, act, training):
     assert counter.frame_count == 2
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch 2.11's compiler
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_inductor(op, backend):
     """The real compiler, full graph, forward and backward."""

@@ -62,6 +62,14 @@ def _scale(branch: Branch, like: Tensor) -> Tensor | None:
     return None if branch.keep is None else branch.keep.to(like.dtype)[:, None, None]
 
 
+def _add(branch: Branch, mixed: Tensor) -> Tensor:
+    """``x + keep mixed`` in the dtype of x."""
+    scale = _scale(branch, mixed)
+    out = branch.x + (mixed if scale is None else scale * mixed)
+    # Converting to the dtype it has makes every gradient zero under torch 2.11's compiler.
+    return out if out.dtype == branch.x.dtype else out.to(branch.x.dtype)
+
+
 def _token_forward(branch: Branch, eps: float, act: Gelu, save: bool) -> tuple[Tensor, Saved]:  # noqa: ARG001
     x, images = branch.x, branch.x.shape[0]
     y, mean, rstd = normalise(branch, eps)
@@ -70,9 +78,7 @@ def _token_forward(branch: Branch, eps: float, act: Gelu, save: bool) -> tuple[T
     if branch.keep is None and x.dtype == z.dtype:
         out = torch.baddbmm(x + branch.b2[:, None], w2, z)
     else:
-        mixed = torch.bmm(w2, z) + branch.b2[:, None]
-        scale = _scale(branch, mixed)
-        out = (x + (mixed if scale is None else scale * mixed)).to(x.dtype)
+        out = _add(branch, torch.bmm(w2, z) + branch.b2[:, None])
     return out, Saved(mean, rstd, y.new_empty(0))
 
 
@@ -112,9 +118,7 @@ def channel_residual(branch: Branch, z: Tensor) -> Tensor:
     if branch.keep is None and x.dtype == z.dtype:
         flat = (x + branch.b2).flatten(0, 1)
         return torch.addmm(flat, z.flatten(0, 1), branch.w2.t()).view_as(x)
-    mixed = F.linear(z, branch.w2, branch.b2)
-    scale = _scale(branch, mixed)
-    return (x + (mixed if scale is None else scale * mixed)).to(x.dtype)
+    return _add(branch, F.linear(z, branch.w2, branch.b2))
 
 
 def channel_backward(g: Tensor, branch: Branch, saved: Saved, eps: float, act: Gelu) -> Gradients:
