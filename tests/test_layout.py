@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "zoo": {"config"},
     "reference": set(),
     "resize": {"checks", "config", "errors"},
-    "kernels": {"errors"},
+    "kernels": {"config", "errors"},
     "ops": {"config", "errors", "kernels"},
     "intermediates": {"config", "errors"},
     "model": {"config", "errors", "intermediates", "ops", "resize"},
@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "label_names",
     },
     "train": {"checks", "config", "errors", "model", "weights", "data", "factory", "inference", "publish"},
-    "bench": {"config", "errors", "zoo", "model", "weights", "data", "factory"},
+    "bench": {"config", "errors", "zoo", "model", "ops", "kernels", "weights", "data", "factory"},
     "cli": {
         "config",
         "errors",

@@ -16,6 +16,7 @@ from op_checks import (
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mixerzoo import reference
+from mixerzoo.bench.gpu.tolerances import TOLERANCES
 from mixerzoo.ops.backends import BACKENDS
 from mixerzoo.ops.operation import run
 from mixerzoo.ops.problem import OPERATIONS, Branch
@@ -48,6 +49,7 @@ def cases(function):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("act", "keep"), [("tanh", True), ("erf", False)])
 def test_output_and_gradients_are_as_close_to_float64_as_pytorch(op, backend, act, dtype, keep):
+    tolerance = TOLERANCES[str(dtype).removeprefix("torch.")]
     for shape in SHAPES[op]:
         branch = make_branch(op, shape, dtype, keep=keep)
         exact = reference_results(op, as_dtype(branch, torch.float64), act)
@@ -56,8 +58,8 @@ def test_output_and_gradients_are_as_close_to_float64_as_pytorch(op, backend, ac
         for name, tensor in found.items():
             assert tensor.dtype == dtype
             assert tensor.shape == exact[name].shape
-            allowed = 2 * distance(same[name], exact[name]) + torch.finfo(dtype).eps
-            assert distance(tensor, exact[name]) <= allowed, (shape, name)
+            limit = tolerance.limit(distance(same[name], exact[name]))
+            assert distance(tensor, exact[name]) <= limit, (shape, name)
 
 
 def test_reference_is_the_papers_equation(op):

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
 import os
 import platform
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import timm
@@ -22,6 +27,40 @@ def circumstances() -> dict[str, str | int]:
         "torch": torch.__version__,
         "timm": timm.__version__,
     }
+
+
+def gpu_circumstances() -> dict[str, str | int]:
+    """Those of :func:`circumstances`, with the command line, Triton, and the CUDA card if there is one."""
+    found = circumstances() | {"command": shlex.join(["mixerzoo", *sys.argv[1:]]), "triton": _version("triton")}
+    if not torch.cuda.is_available():
+        return found | {"gpu": "none"}
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return found | {
+        "gpu": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory GiB": round(properties.total_memory / 2**30),
+        "L2 MiB": round(properties.L2_cache_size / 2**20),
+        "cuda": str(torch.version.cuda),
+        "driver": _driver(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _driver() -> str:
+    """Version of the NVIDIA driver, from the tool that comes with it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True).stdout.split()  # noqa: S603
+    return lines[0] if lines else "unknown"
 
 
 def _processor() -> str:

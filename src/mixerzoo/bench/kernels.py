@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib.metadata
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -16,6 +18,7 @@ from typing import TypeAlias
 import torch
 
 from mixerzoo.config import Gelu
+from mixerzoo.errors import ConfigError
 
 CAPABILITIES = {(8, 0): "A100", (8, 9): "RTX 4090, L4", (9, 0): "H100, H200", (10, 0): "B200", (12, 0): "RTX PRO 6000"}
 """Cards by compute capability, one example or two each."""
@@ -83,9 +86,13 @@ def compile_all(jobs: list[Job], workers: int = 2) -> Iterator[Row]:
 
 
 def report() -> str:
-    """Compile every variant in bfloat16 for every card and lay the figures out as Markdown; takes some minutes."""
-    import triton
+    """Compile every variant in bfloat16 for every card and lay the figures out as Markdown; takes some minutes.
 
+    Raises:
+        ConfigError: Triton is not installed, or interprets kernels in this process.
+    """
+    if importlib.util.find_spec("triton") is None:
+        raise ConfigError("The kernels are compiled by Triton, which is not installed (PyTorch for Linux brings it).")
     from mixerzoo.kernels.catalogue import SIZES
 
     date = datetime.datetime.now(datetime.timezone.utc).date().isoformat()
@@ -93,8 +100,8 @@ def report() -> str:
     lines = [
         "# What the kernels take",
         "",
-        f"Compiled ahead of time by Triton {triton.__version__} on {date} with `mixerzoo bench --suite kernels`,",
-        "bfloat16, tanh GELU; no card was needed, and nothing here is a time.",
+        f"Compiled ahead of time by Triton {importlib.metadata.version('triton')} on {date} with",
+        "`mixerzoo bench --suite kernels`, bfloat16, tanh GELU; no card was needed, and nothing here is a time.",
         "Registers are a thread's (255 is the most there is), spills are bytes a thread keeps in local memory instead,",
         "shared memory is a block's. MMA counts warp-group (sm_90) and tcgen05 (sm_100) instructions in the code.",
     ]
