@@ -198,8 +198,20 @@ def test_interpreted_kernels_cannot_be_compiled():
 
 COMPILE = """
 import dataclasses, json
+import torch
 from mixerzoo.bench.kernels import CAPABILITIES, compile_all
+from mixerzoo.kernels.catalogue import SIZES, channel_entries, token_entries
+from mixerzoo.kernels.launch import INTERPRETER
+
+def specialised():
+    arguments = (INTERPRETER, SIZES["B/16"], torch.bfloat16, "tanh")
+    for _, _, launch in [*token_entries(*arguments), *channel_entries(*arguments)]:
+        for parameter in launch.kernel.params:
+            if isinstance(launch.arguments.get(parameter.name), int) and not parameter.do_not_specialize:
+                yield parameter.name
+
 if __name__ == "__main__":
+    assert not list(specialised()), "a kernel would be compiled again for another batch size"
     jobs = [("B/16", "bfloat16", "tanh", True, capability) for capability in CAPABILITIES]
     jobs += [("S/16", "float16", "erf", False, (9, 0)), ("H/14", "bfloat16", "erf", False, (10, 0))]
     jobs += [("B/32", "float32", "tanh", False, (9, 0))]

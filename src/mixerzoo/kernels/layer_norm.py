@@ -18,7 +18,7 @@ from mixerzoo.kernels.launch import Launch, card_of
 _ROWS = 4  # rows a program reads at once: enough loads in flight, few enough registers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # one compilation whatever the batch size
 def _forward(
     x,  # (R, C)
     weight,  # (C,)
@@ -48,7 +48,7 @@ def _forward(
         tl.store(y + r[:, None] * C + c[None, :], cast(normalised, y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # one compilation whatever the batch size
 def _backward(
     dy,  # (R, C), gradient of the normalised rows
     residual,  # (R, C), gradient that passed the branch by

@@ -22,7 +22,7 @@ from mixerzoo.kernels.launch import Card, Launch, dot_precision
 _GELU, _RESIDUAL, _GRADIENT = 0, 1, 2
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])  # one compilation whatever the batch size
 def _linear(
     a,  # (M, K)
     w,  # (F, K), or (K, F) for GRADIENT

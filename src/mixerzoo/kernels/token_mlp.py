@@ -81,7 +81,7 @@ def _store(
     tl.store(out + image + at, cast(total, out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
 def _forward(
     x,  # (N, S, C)
     mean,  # (N, S) float32

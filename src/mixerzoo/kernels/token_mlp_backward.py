@@ -43,7 +43,7 @@ def _load_gradient(
     return cast(v.to(tl.float32), DTYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
 def _input(
     x,  # (N, S, C)
     mean,  # (N, S) float32
@@ -162,7 +162,7 @@ def _store_gradient(
     tl.store(dy + at, cast(tl.trans(d), dy.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
 def _weights(
     x,  # (N, S, C)
     mean,  # (N, S) float32
