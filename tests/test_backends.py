@@ -16,6 +16,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import mixerzoo
 from mixerzoo.errors import BackendError, ConfigError
+from mixerzoo.model import Mlp
 from mixerzoo.ops import cards, choice
 from mixerzoo.ops.backends import BACKENDS
 from mixerzoo.ops.cards import CardRecord, problem_key, read_cards, record_card
@@ -208,6 +209,10 @@ def test_unknown_backends(images):
         model.set_backend("tritn")
     with pytest.raises(BackendError, match="'cublaslt' is no backend for token_mlp"):
         model.set_backend("cublaslt")
+    with pytest.raises(BackendError, match="None is no backend"):
+        model.set_backend(None)
+    with pytest.raises(BackendError, match="'' is no backend for token_mlp"):
+        model.set_backend(token_mlp="")
     model.set_backend(channel_mlp="cublaslt")
     assert model.explain_backend(images).token_mlp.backend == "reference"
 
@@ -229,25 +234,147 @@ def test_triton_needs_a_card_or_the_interpreter(images, monkeypatch):
         tiny("triton")(images)
 
 
-@pytest.mark.parametrize("change", ["replaced", "hook", "bias"])
-def test_changed_layers_are_run_as_they_are(change, images):
-    model = tiny()
-    mlp = model.blocks[0].mlp_tokens
-    if change == "replaced":
-        mlp.fc1 = nn.Sequential(mlp.fc1, nn.Dropout(0.5))
+class Doubling(Mlp):
+    """An MLP that computes something else."""
+
+    def forward(self, x):
+        return 2.0 * super().forward(x)
+
+
+def change_block(block, change):
+    mlp = block.mlp_tokens
+    if change == "layer":
+        mlp.fc1 = nn.Sequential(mlp.fc1, nn.Dropout(0.0))
     elif change == "hook":
         mlp.fc2.register_forward_hook(lambda *_: None)
-    else:
+    elif change == "bias":
         mlp.fc1.register_parameter("bias", None)
-    reason = {"replaced": "Linear was replaced by Sequential", "hook": "a hook watches Linear", "bias": "removed"}[
-        change
-    ]
-    explained = model.explain_backend(images).token_mlp
-    assert explained.backend == "reference"
-    assert reason in explained.reason
+    elif change == "norm":
+        block.norm1 = nn.Identity()
+    elif change == "bare norm":
+        block.norm1 = nn.LayerNorm(TINY["embed_dim"], elementwise_affine=False)
+    elif change == "MLP":
+        block.mlp_tokens = nn.Identity()
+    elif change == "subclass":
+        mlp.__class__ = Doubling
+    elif change == "forward":
+        mlp.forward = lambda x: 3.0 * x
+    elif change == "drop path":
+        block.drop_path = nn.Identity()
+    elif change == "sizes":
+        mlp.fc1, mlp.fc2 = nn.Linear(4, 9), nn.Linear(9, 1)  # broadcasts in plain PyTorch
+
+
+CHANGES = {
+    "layer": "a Linear was replaced by Sequential",
+    "hook": "a hook watches Linear",
+    "bias": "a scale or a bias was removed",
+    "norm": "a LayerNorm was replaced by Identity",
+    "bare norm": "a scale or a bias was removed",
+    "MLP": "the MLP was replaced by Identity",
+    "subclass": "the MLP was replaced by Doubling",
+    "forward": "the forward of Mlp was replaced",
+    "drop path": "a DropPath was replaced by Identity",
+    "sizes": "the sizes of its layers do not fit together",
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), CHANGES.items(), ids=CHANGES)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_changed_layers_are_run_as_they_are(change, reason, layer, images):
+    """By default they run; a backend that was asked for is refused, and the explanation says both."""
+    model = tiny()
+    change_block(model.blocks[layer], change)
+    expected = model(images)
+    explained = model.explain_backend(images)
+    assert explained.token_mlp.backend == explained.channel_mlp.backend == "reference"
+    assert reason in explained.token_mlp.reason
+    if layer:
+        assert f"reference in layer 1 ({reason})" in str(explained)
+    for block in model.blocks:
+        block.drop_path.train()
+    assert torch.equal(model(images), expected)
     model.set_backend("triton")
+    assert f"triton was asked for and cannot run: {reason}" in model.explain_backend(images).token_mlp.reason
     with pytest.raises(BackendError, match=reason):
         model(images)
+
+
+def test_stochastic_depth_has_its_own_mode(images):
+    plain, other = tiny("reference", drop_path_rate=0.7), tiny("unfused", drop_path_rate=0.7)
+    for model in (plain, other):
+        model.eval()
+        for block in model.blocks:
+            block.drop_path.train()
+    torch.manual_seed(3)
+    expected = plain(images)
+    torch.manual_seed(3)
+    torch.testing.assert_close(other(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # on its way out, and PyTorch itself still uses it for jvp
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+def test_functional_transforms_and_traces_use_plain_layers(backend, images):
+    model, plain = tiny(backend).eval(), tiny("reference").eval()
+    tangent = torch.randn_like(images)
+    for found, expected in zip(
+        torch.func.jvp(model, (images,), (tangent,)), torch.func.jvp(plain, (images,), (tangent,)), strict=True
+    ):
+        assert torch.equal(found, expected)
+    each, together = torch.func.vmap(lambda x: model(x[None])[0])(images), model(images)
+    torch.testing.assert_close(each, together, rtol=1e-4, atol=1e-4)
+    traced = torch.jit.trace(model, images)
+    assert "mixerzoo::" not in str(traced.inlined_graph)
+
+
+@pytest.mark.parametrize("backend", ["auto", "unfused"])
+def test_a_model_without_storage(backend):
+    model = mixerzoo.Mixer(**TINY, device="meta")
+    model.set_backend(backend)
+    images = torch.randn(2, 3, 32, 32, device="meta")
+    expected = "reference" if backend == "auto" else backend
+    assert model.explain_backend(images).token_mlp.backend == expected
+    assert model(images).shape == (2, TINY["num_classes"])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+        "torch.backends.cuda.matmul.allow_tf32 = True",
+        "torch.set_float32_matmul_precision('high')",
+        "torch.backends.fp32_precision = 'tf32'",
+    ],
+)
+def test_every_way_to_allow_tf32(line):
+    """The newest one makes PyTorch's older getters raise."""
+    code = f"""
+import torch, mixerzoo
+from mixerzoo.kernels.precision import tf32_allowed
+model, images = mixerzoo.Mixer(**{TINY!r}), torch.randn(1, 3, 32, 32)
+print(tf32_allowed())
+{line}
+model.set_backend("triton")
+model(images)
+print(tf32_allowed(), model.explain_backend(images).token_mlp.backend)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == ["False", "True", "triton"], run.stderr
+
+
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+def test_distributed_data_parallel(backend, images, tmp_path):
+    """The gradients of a replica are the model's."""
+    plain, other = tiny("reference"), tiny(backend)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        replica = nn.parallel.DistributedDataParallel(other)
+        replica(images).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    plain(images).square().sum().backward()
+    for (name, ours), theirs in zip(other.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_the_epilogue_is_not_tanh_on_the_cpu():

@@ -147,15 +147,20 @@ def test_nothing_is_read_or_written_beside_a_buffer(launches):
 
 
 def test_launches_describe_the_right_thing():
-    """The guarded launches above, with their own tiles, compute the branch."""
-    for op, launches in (("token_mlp", token_launches), ("channel_mlp", channel_launches)):
-        branch = as_dtype(make_branch(op, SHAPE, torch.float32, keep=True), torch.float64)
-        exact = reference_results(op, branch, "tanh")["out"]
-        found = []
+    """The guarded launches above, with their own tiles, compute the branch and the gradient of its input."""
+    written = {}
+    for op, launches, places in (
+        ("token_mlp", token_launches, {"out": (1, 0), "x": (5, 0)}),
+        ("channel_mlp", channel_launches, {"out": (2, 0)}),
+    ):
+        exact = reference_results(op, as_dtype(make_branch(op, SHAPE, torch.float32, keep=True), torch.float64), "tanh")
+        done = []
         for launch, tensors in launches(Guarded(0.0)):
             launch()
-            found += [tensor for tensor in tensors if tensor.shape == exact.shape]
-        assert min(distance(tensor, exact) for tensor in found) < 1e-6
+            done.append(tensors)
+        for name, (step, which) in places.items():
+            written[op, name] = distance(done[step][which], exact[name])
+    assert max(written.values()) < 1e-6, written
 
 
 @pytest.mark.parametrize("programs", [1, 2, 5, 1000])

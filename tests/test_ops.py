@@ -17,7 +17,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from mixerzoo import reference
 from mixerzoo.bench.gpu.tolerances import TOLERANCES
-from mixerzoo.ops.backends import BACKENDS
+from mixerzoo.errors import BackendError
 from mixerzoo.ops.operation import run
 from mixerzoo.ops.problem import OPERATIONS, Branch
 
@@ -119,20 +119,48 @@ def test_same_output_with_and_without_gradients(op, backend, act):
     assert torch.equal(alone, run(op, branch, EPS, act, backend))
 
 
+def strided(tensor):
+    """The same values as every second element of a buffer, in another order where there are two axes, NaN between."""
+    turned = tensor.detach().transpose(-1, -2) if tensor.ndim > 1 else tensor.detach()
+    buffer = torch.full((*turned.shape, 2), float("nan"), dtype=tensor.dtype)
+    buffer[..., 0] = turned
+    view = buffer[..., 0]
+    return (view.transpose(-1, -2) if tensor.ndim > 1 else view).requires_grad_(tensor.requires_grad)
+
+
 @cases
-def test_strides_do_not_matter(op, backend, act):
-    branch = make_branch(op, (2, 16, 32, 16), torch.float32)
-    strided = branch._replace(x=branch.x.detach().transpose(1, 2).contiguous().transpose(1, 2).requires_grad_())
-    assert not strided.x.is_contiguous()
-    expected, found = (backend_results(op, b, act, backend) for b in (branch, strided))
+@pytest.mark.parametrize("direct", [False, True], ids=["run", "registered"])
+def test_strides_do_not_matter(op, backend, act, direct):
+    """Of the tokens, of every parameter, of stochastic depth's factors and of the gradient."""
+    branch = make_branch(op, (2, 16, 32, 16), torch.float32, keep=True)
+    other = Branch(*map(strided, branch))
+    assert not any(tensor.is_contiguous() for tensor in other)
+
+    def call(b):
+        registered = getattr(torch.ops.mixerzoo, op)
+        return registered(*b, EPS, act, backend, True)[0] if direct else run(op, b, EPS, act, backend)
+
+    expected, found = results(call, branch), results(call, other)
     for name in expected:
         assert torch.equal(found[name], expected[name]), name
+    (turned,) = torch.autograd.grad(call(branch), branch.x, strided(gradient_like(branch)))
+    assert torch.equal(turned, expected["x"])
 
-    def transposed_gradient(b):
-        out = run(op, b, EPS, act, backend)
-        return torch.autograd.grad((out.transpose(1, 2) * gradient_like(b).transpose(1, 2)).sum(), b.x)[0]
 
-    assert torch.equal(transposed_gradient(branch), expected["x"])
+@pytest.mark.parametrize("backend", BACKENDS_HERE)
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_shapes_that_do_not_belong_together(op, backend, name):
+    branch = make_branch(op, (2, 16, 32, 20), torch.float32, requires_grad=False)
+    wrong = branch._replace(**{name: torch.ones(tuple(side + 1 for side in getattr(branch, name).shape))})
+    with pytest.raises(BackendError, match=f"{op} of x .2, 16, 32. cannot use .*w|{name}"):
+        getattr(torch.ops.mixerzoo, op)(*wrong, EPS, "tanh", backend, False)
+
+
+def test_no_way_back_without_saving(op):
+    branch = make_branch(op, (2, 16, 32, 16), torch.float32)
+    out = getattr(torch.ops.mixerzoo, op)(*branch, EPS, "tanh", "triton", False)[0]
+    with pytest.raises(BackendError, match="save=True"):
+        out.sum().backward()
 
 
 @cases
@@ -260,10 +288,3 @@ def test_many_tokens_without_a_kernel(op, tokens):
     exact = reference_results(op, as_dtype(branch, torch.float64), "tanh")
     found = backend_results(op, branch, "tanh", "unfused")
     assert all(distance(found[name], exact[name]) < 1e-5 for name in found)
-
-
-def test_every_backend_keeps_its_promises(op):
-    for name, backend in BACKENDS.items():
-        assert backend.name == name
-        if op in backend.implementations and name not in BACKENDS_HERE:
-            assert name == "cublaslt"  # runs on CUDA only: the GPU suite has it

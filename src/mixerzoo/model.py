@@ -13,6 +13,7 @@ Legend, used as suffixes: N images, S tokens (patches), C channels (``embed_dim`
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.errors import InputSizeError
 from mixerzoo.intermediates import IntermediateOutputs
 from mixerzoo.ops.choice import AUTO, REFERENCE, check_backend
-from mixerzoo.ops.layers import BackendReport, backend_of, explain, run_layers
+from mixerzoo.ops.layers import BackendReport, Layers, backend_of, explain, run_layers, summarise
 from mixerzoo.ops.problem import OPERATIONS, Operation
 from mixerzoo.resize import Resize, resize_module, resized_config
 
@@ -125,30 +126,21 @@ class MixerBlock(nn.Module):
 
     def forward(self, x_NSC: Tensor) -> Tensor:
         """(N, S, C) -> (N, S, C)."""
-        backend = self._backend("token_mlp", x_NSC)
+        backend = backend_of("token_mlp", x_NSC, self.layers("token_mlp"), self.backends["token_mlp"])
         if backend == REFERENCE:
             mixed_NCS = self.mlp_tokens(self.norm1(x_NSC).transpose(1, 2))
             x_NSC = x_NSC + self.drop_path(mixed_NCS.transpose(1, 2))
         else:
-            x_NSC = self._run("token_mlp", x_NSC, backend)
-        backend = self._backend("channel_mlp", x_NSC)
+            x_NSC = run_layers("token_mlp", x_NSC, self.layers("token_mlp"), backend)
+        backend = backend_of("channel_mlp", x_NSC, self.layers("channel_mlp"), self.backends["channel_mlp"])
         if backend == REFERENCE:
             return x_NSC + self.drop_path(self.mlp_channels(self.norm2(x_NSC)))
-        return self._run("channel_mlp", x_NSC, backend)
+        return run_layers("channel_mlp", x_NSC, self.layers("channel_mlp"), backend)
 
-    def layers(self, op: Operation) -> tuple[nn.LayerNorm, Mlp]:
-        """LayerNorm and MLP of one of the two branches."""
-        return (self.norm1, self.mlp_tokens) if op == "token_mlp" else (self.norm2, self.mlp_channels)
-
-    def _backend(self, op: Operation, x_NSC: Tensor) -> str:
-        return backend_of(op, x_NSC, *self.layers(op), self.backends[op])
-
-    def _run(self, op: Operation, x_NSC: Tensor, backend: str) -> Tensor:
-        """A branch with its residual; stochastic depth draws as the plain layers would."""
-        keep = None
-        if self.training and self.drop_path.drop_prob:
-            keep = self.drop_path(x_NSC.new_ones(x_NSC.shape[0], 1, 1, dtype=torch.float32)).flatten()
-        return run_layers(op, x_NSC, *self.layers(op), keep, backend)
+    def layers(self, op: Operation) -> Layers:
+        """The modules of one of the two branches."""
+        norm, mlp = (self.norm1, self.mlp_tokens) if op == "token_mlp" else (self.norm2, self.mlp_channels)
+        return Layers(norm, mlp, self.drop_path, Mlp)
 
 
 class Mixer(IntermediateOutputs):
@@ -368,7 +360,10 @@ class Mixer(IntermediateOutputs):
         Raises:
             BackendError: There is no backend of that name.
         """
-        names = {"token_mlp": token_mlp or backend, "channel_mlp": channel_mlp or backend}
+        names: dict[Operation, str] = {
+            "token_mlp": backend if token_mlp is None else token_mlp,
+            "channel_mlp": backend if channel_mlp is None else channel_mlp,
+        }
         chosen = {op: check_backend(op, names[op]) for op in OPERATIONS}
         for block in self.blocks:
             block.backends = dict(chosen)  # type: ignore[assignment]
@@ -385,9 +380,9 @@ class Mixer(IntermediateOutputs):
             InputSizeError: The images are not of the model's size or channels.
         """
         _check_images(images.shape, self.in_chans, self.config.image_hw)
-        block: MixerBlock = self.blocks[0]  # type: ignore[assignment]
-        token, channel = (explain(op, *block.layers(op), block.backends[op]) for op in OPERATIONS)
-        return BackendReport(token, channel)
+        blocks: Iterable[MixerBlock] = self.blocks  # type: ignore[assignment]
+        chosen = {op: [explain(op, block.layers(op), block.backends[op]) for block in blocks] for op in OPERATIONS}
+        return BackendReport(**{op: summarise(choices) for op, choices in chosen.items()})
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each layer in the backward pass instead of storing its activations."""

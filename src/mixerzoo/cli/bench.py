@@ -26,7 +26,7 @@ def bench_command(
         typer.Option(help="gpu: whether results are right, how fast each contender is, or each tile."),
     ] = None,
     out: Annotated[Path, typer.Option(help="gpu: folder for gpu-PART.jsonl and gpu-PART.json.")] = Path("."),
-    minutes: Annotated[float, typer.Option(help="gpu: no case starts later than this.")] = 8.0,
+    minutes: Annotated[float, typer.Option(help="gpu: how long it may take; what is left by then is named.")] = 8.0,
     match: Annotated[str, typer.Option(help="gpu: run only cases whose label contains this.")] = "",
     record: Annotated[
         bool, typer.Option("--record", help="gpu: enter this card into the package's table (from a source tree).")
@@ -39,6 +39,8 @@ def bench_command(
         if not run_suite(Request(part, out, minutes, record, match), typer.echo):
             raise typer.Exit(1)
         return
+    if part or record or match:
+        raise ConfigError(f"--part, --match and --record belong to --suite gpu, not to {suite}.")
     if suite == "kernels":
         typer.echo(kernels.report())
         return

@@ -15,18 +15,22 @@ INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 @triton.jit
 def gelu(u, TANH: tl.constexpr):
-    """GELU of float32 values; the tanh flavour through 0.5 (1 + tanh v) = sigmoid(2 v)."""
-    if TANH:  # 1.5957... = 2 sqrt(2 / pi)
-        return u / (1.0 + tl.exp(-1.5957691216057308 * (u + 0.044715 * u * u * u)))
+    """GELU of float32 values; the tanh flavour through 0.5 (1 + tanh v) = sigmoid(2 v) and powers of two.
+
+    2 sqrt(2 / pi) log2(e) = 2.3022..., and 0.044715 times that: factored so, it takes a third fewer instructions.
+    """
+    if TANH:
+        return u / (1.0 + tl.exp2(u * (-2.302208198144325 - 0.10294323958002303 * (u * u))))
     return 0.5 * u * (1.0 + tl.erf(u * 0.7071067811865476))
 
 
 @triton.jit
 def gelu_gradient(u, TANH: tl.constexpr):
-    """d gelu / d u of float32 values."""
+    """d gelu / d u of float32 values; constants as in :func:`gelu`, and 1.5957... = 2 sqrt(2 / pi)."""
     if TANH:
-        s = 1.0 / (1.0 + tl.exp(-1.5957691216057308 * (u + 0.044715 * u * u * u)))
-        return s + u * s * (1.0 - s) * (1.5957691216057308 + 0.21406444881780076 * u * u)
+        square = u * u
+        s = 1.0 / (1.0 + tl.exp2(u * (-2.302208198144325 - 0.10294323958002303 * square)))
+        return s + (s - s * s) * (u * (1.5957691216057308 + 0.21406444881780076 * square))
     return 0.5 * (1.0 + tl.erf(u * 0.7071067811865476)) + u * 0.3989422804014327 * tl.exp(-0.5 * u * u)
 
 

@@ -72,7 +72,9 @@ def token_mlp_forward(
     stats = layer_norm.row_stats(x, *norm, eps)
     out = torch.empty_like(x)
     packed = token_mlp.pack(w1, b1, w2)
-    token_mlp.describe_forward(x, stats, norm, packed, b2, keep, out, act, tile, programs_at_once(card, tile))()
+    token_mlp.describe_forward(
+        x, stats, norm, packed, b2, keep, out, act, tile, programs_at_once(card, tile, x.shape[1])
+    )()
     return out, *stats
 
 
@@ -108,11 +110,10 @@ def token_mlp_backward(
 
     dy = torch.empty_like(x, dtype=w1.dtype)
     db2 = _slots(x, images * triton.cdiv(channels, to_input.channels), padded_tokens(tokens))
-    describe_input(*shared, dy, db2, act, to_input, programs_at_once(card, to_input))()
+    describe_input(*shared, dy, db2, act, to_input, programs_at_once(card, to_input, tokens))()
 
     hidden_padded, tokens_padded = packed[0].shape
-    pairs = images * triton.cdiv(channels, to_weights.channels)
-    splits = min(max(programs_at_once(card, to_weights) * to_weights.hidden // hidden_padded, 1), max(pairs, 1))
+    splits = weight_splits(card, to_weights, (images, tokens, channels), hidden_padded)
     dw1 = _slots(x, splits, hidden_padded, tokens_padded)
     dw2 = torch.empty_like(dw1)
     db1 = _slots(x, splits, hidden_padded)
@@ -131,9 +132,23 @@ def token_mlp_backward(
     )
 
 
-def programs_at_once(card: Card, tile: Tile) -> int:
+def programs_at_once(card: Card, tile: Tile, tokens: int) -> int:
     """Programs that run at once: one a multiprocessor where a tile takes most of its registers, two otherwise."""
-    return card.multiprocessors * (1 if tile.warps > 4 else 2)
+    return card.multiprocessors * (1 if tile.warps > 4 and padded_tokens(tokens) > 64 else 2)
+
+
+def weight_splits(card: Card, tile: Tile, shape: tuple[int, int, int], hidden: int) -> int:
+    """Shares into which the weight-gradient kernel cuts the (image, channel block) pairs.
+
+    Args:
+        card: Where it runs.
+        tile: How a program cuts its work.
+        shape: Images, tokens, channels.
+        hidden: Padded hidden width.
+    """
+    images, tokens, channels = shape
+    pairs = images * triton.cdiv(channels, tile.channels)
+    return min(max(programs_at_once(card, tile, tokens) * tile.hidden // hidden, 1), max(pairs, 1))
 
 
 def _slots(like: Tensor, *shape: int) -> Tensor:

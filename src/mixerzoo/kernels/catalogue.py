@@ -75,12 +75,12 @@ def token_entries(card: Card, size: Size, dtype: torch.dtype, act: Gelu, keep: b
         return f"{tile.channels} channels, {tile.hidden} hidden, {tile.warps} warps, {tile.stages} stages"
 
     launch = token_mlp.describe_forward(
-        x, stats, norm, packed, b2, factors, x, act, forward, programs_at_once(card, forward)
+        x, stats, norm, packed, b2, factors, x, act, forward, programs_at_once(card, forward, tokens)
     )
     yield Entry("token_mlp forward", cut(forward), launch)
     shared = (x, stats, norm, x, factors, packed)
     db2 = _meta(_IMAGES * triton.cdiv(channels, to_input.channels), padded_tokens(tokens))
-    launch = token_mlp_backward.describe_input(*shared, x, db2, act, to_input, programs_at_once(card, to_input))
+    launch = token_mlp_backward.describe_input(*shared, x, db2, act, to_input, programs_at_once(card, to_input, tokens))
     yield Entry("token_mlp backward, input", cut(to_input), launch)
     dw = _meta(2, *packed[0].shape)
     for name, db1 in (("first weight", _meta(2, packed[0].shape[0])), ("second weight", None)):

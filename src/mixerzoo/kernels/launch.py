@@ -10,6 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
+from mixerzoo.kernels.precision import tf32_allowed
+
 SHARED_MEMORY: Mapping[tuple[int, int], int] = {
     (8, 0): 166_912,
     (8, 6): 101_376,
@@ -91,7 +93,5 @@ class Launch:
 
 
 def dot_precision(dtype: torch.dtype) -> str:
-    """How float32 products run: TF32 only where the user allowed it (``torch.set_float32_matmul_precision``)."""
-    if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return "ieee"
-    return "tf32"
+    """How float32 products run: TF32 only where the user allowed it."""
+    return "ieee" if dtype == torch.float32 and not tf32_allowed() else "tf32"

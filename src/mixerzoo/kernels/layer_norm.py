@@ -19,7 +19,7 @@ _ROWS = 4  # rows a program reads at once: enough loads in flight, few enough re
 
 
 @triton.jit(do_not_specialize=["R"])  # one compilation whatever the batch size
-def _forward(
+def _layer_norm(
     x,  # (R, C)
     weight,  # (C,)
     bias,  # (C,)
@@ -49,7 +49,7 @@ def _forward(
 
 
 @triton.jit(do_not_specialize=["R"])  # one compilation whatever the batch size
-def _backward(
+def _layer_norm_gradient(
     dy,  # (R, C), gradient of the normalised rows
     residual,  # (R, C), gradient that passed the branch by
     x,  # (R, C)
@@ -100,7 +100,7 @@ def describe_layer_norm(
     """Statistics of every row of ``x`` (R, C), and the normalised rows if ``y`` is given."""
     rows, channels = mean.numel(), x.shape[-1]
     return Launch(
-        _forward,
+        _layer_norm,
         (triton.cdiv(rows, _ROWS),),
         {"x": x, "weight": weight, "bias": bias, "y": y, "mean": mean, "rstd": rstd, "R": rows, "eps": eps},
         {"C": channels, "CP": triton.next_power_of_2(channels), "ROWS": _ROWS},
@@ -140,7 +140,7 @@ def describe_layer_norm_backward(
     channels = x.shape[-1]
     tensors = {"dy": dy, "residual": residual, "x": x, "mean": mean, "rstd": rstd, "weight": weight}
     return Launch(
-        _backward,
+        _layer_norm_gradient,
         (dweight.shape[0],),
         tensors | {"dx": dx, "dweight": dweight, "dbias": dbias, "R": mean.numel()},
         {"C": channels, "CP": triton.next_power_of_2(channels), "ROWS": _ROWS},

@@ -134,7 +134,8 @@ def linear_tile(card: Card, rows: int, features: int, element_size: int, load: i
             function, 2 more than that. The wider the tile, the less is left.
     """
     for tile in TILES[load:]:
-        operands = element_size * tile.depth * (tile.rows + tile.features) * tile.stages + 4096
+        buffers = tile.stages if card.warp_group_mma else tile.stages - 1  # older cards consume one from registers
+        operands = element_size * tile.depth * (tile.rows + tile.features) * buffers + 4096
         accumulators = 4 * tile.rows * tile.features  # they pass through shared memory before they are stored
         fits = max(operands, accumulators) <= card.shared_memory
         if fits and tile.features < 2 * features and tile.rows < 2 * rows:

@@ -82,7 +82,7 @@ def _store(
 
 
 @triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
-def _forward(
+def _token_forward(
     x,  # (N, S, C)
     mean,  # (N, S) float32
     rstd,  # (N, S) float32
@@ -208,7 +208,7 @@ def describe_forward(
     w1, b1, w2 = packed
     parts = token_parts(tokens)
     return Launch(
-        _forward,
+        _token_forward,
         (min(programs, images * triton.cdiv(channels, tile.channels)),),
         {"x": x, "mean": stats[0], "rstd": stats[1], "weight": norm[0], "bias": norm[1]}
         | {"w1": w1, "b1": b1, "w2": w2, "b2": b2, "keep": keep, "out": out, "N": images},

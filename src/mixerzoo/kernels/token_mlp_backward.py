@@ -3,10 +3,10 @@
 Legend as in :mod:`mixerzoo.kernels.token_mlp`; G is the gradient of the branch's output (keep times the incoming one).
 Two kernels, each owning what it accumulates, so that no atomics are needed and sums have a fixed order:
 
-    _input    a block of channels of one image, all tokens; over the hidden width:
-              U = W1 Y + b1,  dU = (W2^T G) gelu'(U),  dY += W1^T dU
-    _weights  a chunk of the hidden width, all tokens, a share of the (image, channel block) pairs; over those pairs:
-              dW1 += dU Y^T,  dW2^T += gelu(U) G^T,  db1 += sum dU
+    _token_input    a block of channels of one image, all tokens; over the hidden width:
+                    U = W1 Y + b1,  dU = (W2^T G) gelu'(U),  dY += W1^T dU
+    _token_weights  a chunk of the hidden width, all tokens, a share of the (image, channel block) pairs; over those:
+                    dW1 += dU Y^T with db1 += sum dU, and in another launch  dW2^T += gelu(U) G^T
 
 LayerNorm's own backward follows in :func:`mixerzoo.kernels.layer_norm.layer_norm_backward`.
 """
@@ -44,7 +44,7 @@ def _load_gradient(
 
 
 @triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
-def _input(
+def _token_input(
     x,  # (N, S, C)
     mean,  # (N, S) float32
     rstd,  # (N, S) float32
@@ -163,7 +163,7 @@ def _store_gradient(
 
 
 @triton.jit(do_not_specialize=["N"])  # one compilation whatever the batch size
-def _weights(
+def _token_weights(
     x,  # (N, S, C)
     mean,  # (N, S) float32
     rstd,  # (N, S) float32
@@ -278,7 +278,7 @@ def describe_input(
     arguments, constants = _shared(x, stats, norm, g, keep, packed, act, tile)
     blocks = triton.cdiv(x.shape[2], tile.channels)
     return Launch(
-        _input,
+        _token_input,
         (min(programs, x.shape[0] * blocks),),
         arguments | {"dy": dy, "db2": db2},
         constants,
@@ -302,7 +302,7 @@ def describe_weights(
     arguments, constants = _shared(x, stats, norm, g, keep, packed, act, tile)
     hidden = packed[0].shape[0]
     return Launch(
-        _weights,
+        _token_weights,
         (hidden // tile.hidden, dw.shape[0]),
         arguments | {"dw": dw, "db1": db1},
         constants | {"FIRST": db1 is not None},

@@ -103,9 +103,9 @@ _SLACK = 4096  # biases, statistics, barriers
 _SMALL = (Tile(64, 32, 4, 1), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
 
 FORWARD = TileTable(
-    (Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), *_SMALL),
+    (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 32, 8, 3), Tile(64, 32, 4, 2), *_SMALL),
     lambda tile: tile.channels + 2 * tile.hidden * tile.stages,  # normalised tokens; two weight chunks a stage
-    frozenset({(10, "tanh", Tile(128, 64, 8, 2)), (10, "erf", Tile(128, 64, 8, 2))}),
+    frozenset((10, act, Tile(128, 64, 8, stages)) for act in ("tanh", "erf") for stages in (2, 3)),
 )
 INPUT = TileTable(
     (Tile(128, 64, 8, 2), Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(64, 32, 8, 2), *_SMALL),

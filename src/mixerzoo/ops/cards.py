@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,9 @@ def record_card(name: str, record: CardRecord, path: Path = CARDS) -> None:
     """
     try:
         cards = json.loads(path.read_text()) | {name: record.__dict__}
-        path.write_text(json.dumps(cards, indent=2, sort_keys=True) + "\n")
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(cards, indent=2, sort_keys=True) + "\n")
+        os.replace(new, path)
     except OSError as error:
         raise ConfigError(
             f"{path} cannot be written ({error.strerror}): record cards from a source tree, where you can."

@@ -10,6 +10,7 @@ import torch
 
 from mixerzoo.config import Gelu
 from mixerzoo.errors import BackendError, did_you_mean
+from mixerzoo.kernels.precision import tf32_allowed
 from mixerzoo.ops.backends import BACKENDS
 from mixerzoo.ops.cards import problem_key, read_cards
 from mixerzoo.ops.problem import Operation, Problem
@@ -48,7 +49,7 @@ def check_backend(op: Operation, name: str) -> str:
     """
     known = (AUTO, REFERENCE, *(backend.name for backend in BACKENDS.values() if op in backend.implementations))
     if name not in known:
-        hint = did_you_mean(name, known)
+        hint = did_you_mean(str(name), known)
         raise BackendError(f"{name!r} is no backend for {op}: use one of {', '.join(map(repr, known))}.{hint}")
     return name
 
@@ -109,7 +110,7 @@ def _automatic(problem: Problem) -> Choice:
 
 def with_precision(problem: Problem) -> Problem:
     """The problem with what the user allows float32 products to be."""
-    return dataclasses.replace(problem, tf32=torch.get_float32_matmul_precision() != "highest")
+    return dataclasses.replace(problem, tf32=tf32_allowed())
 
 
 @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # the choice is made while compiling, from what the graph is specialised on

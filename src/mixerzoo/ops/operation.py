@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.config import Gelu
+from mixerzoo.errors import BackendError
 from mixerzoo.ops.backends import BACKENDS
 from mixerzoo.ops.problem import OPERATIONS, Branch, Operation, Saved
 
@@ -29,7 +30,7 @@ def run(op: Operation, branch: Branch, eps: float, act: Gelu, backend: str) -> T
 
     Args:
         op: Which branch.
-        branch: Its tensors; ``x`` may have any strides.
+        branch: Its tensors, of any strides.
         eps: LayerNorm's.
         act: GELU flavour.
         backend: A backend that can (see :func:`mixerzoo.ops.choice.choose`).
@@ -37,12 +38,31 @@ def run(op: Operation, branch: Branch, eps: float, act: Gelu, backend: str) -> T
     Returns:
         A tensor of the shape and dtype of ``x``.
     """
-    branch = branch._replace(x=branch.x.contiguous())
+    branch = _dense(branch)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in branch[:7])
     if BACKENDS[backend].traceable:
         out: Tensor = _Traceable.apply(op, eps, act, backend, save, *branch)
         return out
     return getattr(torch.ops.mixerzoo, op)(*branch, eps, act, backend, save)[0]
+
+
+def _dense(branch: Branch) -> Branch:
+    """The branch with contiguous tensors, which is how kernels address them."""
+    return Branch(*(None if tensor is None else tensor.contiguous() for tensor in branch))  # type: ignore[arg-type]
+
+
+def _check(op: Operation, branch: Branch) -> None:
+    """Refuse tensors whose shapes do not belong together: a kernel would read beside them."""
+    tokens, channels = branch.x.shape[1:]
+    mixed, hidden = tokens if op == "token_mlp" else channels, branch.w1.shape[0]
+    expected = [(channels,), (channels,), (hidden, mixed), (hidden,), (mixed, hidden), (mixed,)]
+    wrong = [
+        f"{name} {tuple(tensor.shape)} instead of {shape}"
+        for name, tensor, shape in zip(Branch._fields[1:7], branch[1:7], expected, strict=True)
+        if tensor.shape != shape
+    ]
+    if wrong:
+        raise BackendError(f"{op} of x {tuple(branch.x.shape)} cannot use {', '.join(wrong)}.")
 
 
 def _gradients(
@@ -78,7 +98,9 @@ def _register(op: Operation) -> None:
 
     def forward(*arguments: Any) -> tuple[Tensor, ...]:
         *tensors, eps, act, backend, save = arguments
-        out, saved = BACKENDS[backend].implementations[op].forward(Branch(*tensors), eps, act, save)
+        branch = _dense(Branch(*tensors))
+        _check(op, branch)
+        out, saved = BACKENDS[backend].implementations[op].forward(branch, eps, act, save)
         return out, *saved
 
     def fake_forward(*arguments: Any) -> tuple[Tensor, ...]:
@@ -92,17 +114,19 @@ def _register(op: Operation) -> None:
 
     def backward(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
         *tensors, mean, rstd, hidden, eps, act, backend = arguments
-        return _gradients(op, g, Branch(*tensors), Saved(mean, rstd, hidden), eps, act, backend)
+        return _gradients(op, g, _dense(Branch(*tensors)), Saved(mean, rstd, hidden), eps, act, backend)
 
     def fake_backward(g: Tensor, *arguments: Any) -> tuple[Tensor, ...]:  # noqa: ARG001
         return tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in arguments[:7])
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.chosen = inputs[8:11]
+        ctx.chosen, ctx.saves = inputs[8:11], inputs[11]
         ctx.save_for_backward(*inputs[:8], *output[1:])
         ctx.mark_non_differentiable(*output[1:])
 
     def autograd(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if not ctx.saves:
+            raise BackendError(f"{op} was computed with save=False, which leaves no way back: ask for save=True.")
         gradient = getattr(torch.ops.mixerzoo, f"{op}_backward")
         return *gradient(g, *ctx.saved_tensors, *ctx.chosen), None, None, None, None, None
 

@@ -31,7 +31,7 @@ class Problem:
         hidden: H.
         act: GELU flavour.
         training: Whether gradients are wanted.
-        tf32: Whether float32 products may use TF32 (``torch.set_float32_matmul_precision``).
+        tf32: Whether float32 products may use TF32 (see :mod:`mixerzoo.kernels.precision`).
     """
 
     op: Operation

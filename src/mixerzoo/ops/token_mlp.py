@@ -9,27 +9,20 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from mixerzoo.config import Gelu
-from mixerzoo.ops.operation import run
 from mixerzoo.ops.problem import Branch
 
 
-def token_mlp(branch: Branch, eps: float, act: Gelu, backend: str) -> Tensor:
-    """Mix tokens.
+def reference(branch: Branch, eps: float, act: Gelu) -> Tensor:
+    """The definition that every backend is measured against, in plain PyTorch and any dtype.
 
     Args:
-        branch: Tensors, W1 (H, S) and W2 (S, H) among them; products run in their dtype with float32 sums.
+        branch: Tensors, of one dtype (``keep`` of any).
         eps: LayerNorm's.
         act: GELU flavour.
-        backend: Which of :data:`mixerzoo.ops.backends.BACKENDS` computes it.
 
     Returns:
         (N, S, C) in the dtype of ``branch.x``.
     """
-    return run("token_mlp", branch, eps, act, backend)
-
-
-def reference(branch: Branch, eps: float, act: Gelu) -> Tensor:
-    """The definition, in plain PyTorch and any dtype."""
     x, scale, shift, w1, b1, w2, b2, keep = branch
     y = F.layer_norm(x, x.shape[-1:], scale, shift, eps)
     hidden = F.gelu(F.linear(y.mT, w1, b1), approximate="tanh" if act == "tanh" else "none")

@@ -105,12 +105,12 @@ def setting_of(case: Case) -> Setting:
 @contextlib.contextmanager
 def precision(numerics: str) -> Iterator[None]:
     """Let float32 products be TF32, or not, for a while."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if numerics == "tf32" else "highest")
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if numerics == "tf32" else "ieee"
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
 class Random:

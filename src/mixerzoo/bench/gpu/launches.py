@@ -16,7 +16,7 @@ from torch import Tensor
 from mixerzoo.bench.gpu.inputs import EPS, Random, Setting, random_branch
 from mixerzoo.errors import ConfigError
 from mixerzoo.kernels import layer_norm, linear, token_mlp, token_mlp_backward
-from mixerzoo.kernels.branches import programs_at_once, token_tiles
+from mixerzoo.kernels.branches import programs_at_once, token_tiles, weight_splits
 from mixerzoo.kernels.launch import Launch, card_of
 from mixerzoo.kernels.token_tiles import Tile, padded_tokens
 
@@ -112,7 +112,7 @@ class _Builder:
 def _token_forward(b: _Builder, tile: Tile | None) -> Prepared:
     tile = tile or b.token_tile(0)
     out = b.result("out", *b.x.shape, dtype=b.x.dtype)
-    act, programs = b.setting.act, programs_at_once(b.card, tile)
+    act, programs = b.setting.act, programs_at_once(b.card, tile, b.setting.tokens)
     packed = b.packed()
     launch = token_mlp.describe_forward(b.x, b.stats(), b.norm, packed, b.b2, b.keep, out, act, tile, programs)
     return Prepared([launch], b.results)
@@ -123,7 +123,7 @@ def _token_input(b: _Builder, tile: Tile | None) -> Prepared:
     dy = b.result("dy", *b.x.shape, dtype=s.dtype)
     db2 = b.result("db2", s.images * -(-s.channels // tile.channels), padded_tokens(s.tokens))
     launch = token_mlp_backward.describe_input(
-        b.x, b.stats(), b.norm, b.g, b.keep, b.packed(), dy, db2, s.act, tile, programs_at_once(b.card, tile)
+        b.x, b.stats(), b.norm, b.g, b.keep, b.packed(), dy, db2, s.act, tile, programs_at_once(b.card, tile, s.tokens)
     )
     return Prepared([launch], b.results, ("db2",))
 
@@ -132,8 +132,7 @@ def _token_weights(b: _Builder, tile: Tile | None) -> Prepared:
     tile, s = tile or b.token_tile(2), b.setting
     packed, stats = b.packed(), b.stats()
     padded = packed[0].shape
-    pairs = s.images * -(-s.channels // tile.channels)
-    splits = min(max(programs_at_once(b.card, tile) * tile.hidden // padded[0], 1), max(pairs, 1))
+    splits = weight_splits(b.card, tile, (s.images, s.tokens, s.channels), padded[0])
     dw1, dw2, db1 = (
         b.result("dw1", splits, *padded),
         b.result("dw2", splits, *padded),

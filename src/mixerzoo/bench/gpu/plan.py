@@ -18,7 +18,7 @@ _WIDTHS = {"B": (768, 384), "S": (512, 256), "L": (1024, 512), "H": (1280, 640)}
 _TOKENS = (196, 49, 256, 64)
 _FUSED = [(f"{name} S={tokens}", tokens, *_WIDTHS[name]) for name in _WIDTHS for tokens in _TOKENS]
 _OWN, _AWKWARD = ("Ti/4", 64, 128, 64), ("awkward", 50, 80, 40)
-_LARGE = [("S S=784", 784, 512, 256), ("S S=1024", 1024, 512, 256)]
+_LARGE = [(f"{name} S={tokens}", tokens, *_WIDTHS[name]) for name in _WIDTHS for tokens in (784, 1024)]
 _TOY = [("toy", 9, 24, 20)]
 
 _IMAGES = {"token_mlp": 40, "channel_mlp": 23}

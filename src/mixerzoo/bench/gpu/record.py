@@ -56,8 +56,9 @@ def record_correctness(
     """
     passed, missing = proven(results)
     lines = [f"not recorded: {sentence} did not pass" for sentence in missing]
-    if passed:
-        fastest = read_cards(path)[card].fastest if card in read_cards(path) else {}
+    known = read_cards(path).get(card)
+    if passed or known:  # a card that fails now must not stay recorded as right
+        fastest = known.fastest if known else {}
         record_card(card, CardRecord(_as_text(circumstances), passed, fastest), path)
         lines.append(f"recorded in {path}: {card}, {passed}")
     return "\n".join(lines)

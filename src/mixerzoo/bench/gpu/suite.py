@@ -15,7 +15,7 @@ import torch
 from mixerzoo.bench.circumstances import gpu_circumstances
 from mixerzoo.bench.gpu import correctness, ops
 from mixerzoo.bench.gpu.cases import Case, Result
-from mixerzoo.bench.gpu.pool import run_cases
+from mixerzoo.bench.gpu.pool import GRACE, run_cases
 from mixerzoo.bench.gpu.record import record_correctness, record_fastest
 from mixerzoo.bench.gpu.summary import one_line, summary
 from mixerzoo.errors import ConfigError
@@ -41,7 +41,7 @@ class Request:
     Attributes:
         part: ``"correctness"`` or ``"ops"``.
         out: Folder that receives ``gpu-PART.jsonl`` (a line a case, as it finishes) and ``gpu-PART.json``.
-        minutes: No case starts later than this.
+        minutes: The whole run; no case starts in the last of them.
         record: Enter the card into the package's table.
         match: Run only the cases whose label contains this.
     """
@@ -73,6 +73,7 @@ def run_suite(request: Request, say: Callable[[str], object]) -> bool:
     planned = [case for case in plan(rehearsal) if _wanted(case, request.match)]
     if all(request.match not in case["label"] for case in planned):
         raise ConfigError(f"No case of the part {request.part!r} has {request.match!r} in its label.")
+    _claim(request)
     about = gpu_circumstances() | {"part": request.part, "rehearsal": str(rehearsal)}
     if rehearsal:
         say("rehearsal in the interpreter: times mean nothing")
@@ -102,6 +103,18 @@ def _check(request: Request, rehearsal: bool) -> None:
         raise ConfigError(f"--minutes {request.minutes} must be more than 0.")
 
 
+def _claim(request: Request) -> None:
+    """Make sure that results can be written, and that none are there."""
+    results = request.out / f"gpu-{request.part}.jsonl"
+    if results.exists():
+        raise ConfigError(f"{results} holds the results of an earlier run: give another folder with --out.")
+    try:
+        request.out.mkdir(parents=True, exist_ok=True)
+        results.touch()
+    except OSError as error:
+        raise ConfigError(f"{results} cannot be written ({error.strerror}): give another folder with --out.") from None
+
+
 def _wanted(case: Case, match: str) -> bool:
     return match in case["label"] or case["kind"] == "ceilings"
 
@@ -119,7 +132,6 @@ def _run(
     say: Callable[[str], object],
 ) -> list[Result]:
     """Run the cases; every result is on disk before the next one is."""
-    request.out.mkdir(parents=True, exist_ok=True)
     done = 0
     with (request.out / f"gpu-{request.part}.jsonl").open("w") as lines:
 
@@ -135,7 +147,8 @@ def _run(
                 say(f"[{done}/{len(planned)}] {result.status} {result.seconds:6.1f} s  {one_line(result)}")
 
         write({"circumstances": about})
-        results = run_cases(module, planned, finished, seconds=60 * request.minutes, workers=workers)
+        seconds = max(60 * request.minutes - GRACE, 30 * request.minutes)  # leave the last case time to end
+        results = run_cases(module, planned, finished, seconds=seconds, workers=workers)
     everything = {"circumstances": about, "results": [asdict(result) for result in results]}
     (request.out / f"gpu-{request.part}.json").write_text(json.dumps(everything, indent=1) + "\n")
     return results

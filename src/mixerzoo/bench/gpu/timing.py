@@ -91,6 +91,8 @@ def _timed(once: Step, calls: int, method: str) -> Timing:
     for _ in range(_WARM_UP):
         once()
     estimate = max(_elapsed(once, 2)[1], 1e-3)
+    for _ in range(min(int(_SECONDS * 1e3 / estimate), _REPEATS[1])):  # until clocks are those of steady work
+        once()
     repeats = min(max(int(_SECONDS * 1e3 / estimate), _REPEATS[0]), _REPEATS[1])
     times = sorted(1e3 * milliseconds / calls for milliseconds in _elapsed(once, repeats))
     tenths = statistics.quantiles(times, n=10)

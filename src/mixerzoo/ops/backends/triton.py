@@ -45,7 +45,7 @@ def _channel_backward(g: Tensor, branch: Branch, saved: Saved, eps: float, act: 
 
 def interpreted() -> bool:
     """Whether Triton's own switch asks for interpretation on the CPU (``TRITON_INTERPRET=1``)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")  # as Triton reads it
 
 
 @functools.cache
