@@ -312,6 +312,7 @@ def test_stochastic_depth_has_its_own_mode(images):
     torch.testing.assert_close(other(images), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # the check of the image size is a constant there
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # on its way out, and PyTorch itself still uses it for jvp
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 def test_functional_transforms_and_traces_use_plain_layers(backend, images):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -89,6 +91,62 @@ def test_a_rehearsal_is_not_recorded(tmp_path):
 def test_what_cannot_be_run_is_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         run_suite(Request("ops", tmp_path, **options), print)
+
+
+def test_results_of_an_earlier_run_are_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    (tmp_path / "gpu-ops.jsonl").write_text("earlier")
+    with pytest.raises(ConfigError, match="holds the results of an earlier run"):
+        run_suite(Request("ops", tmp_path), print)
+    assert (tmp_path / "gpu-ops.jsonl").read_text() == "earlier"
+    with pytest.raises(ConfigError, match="cannot be written"):
+        run_suite(Request("ops", tmp_path / "gpu-ops.jsonl" / "folder"), print)
+
+
+def test_options_of_the_gpu_suite_belong_to_it():
+    with pytest.raises(ConfigError, match="belong to --suite gpu, not to load"):
+        bench_command("load", part="ops")
+
+
+NO_TYPER = """
+import sys, runpy
+sys.modules["typer"] = None
+sys.argv = ["mixerzoo", *sys.argv[2:]]
+runpy.run_module(MODULE, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("mixerzoo", ["list"], "error: The command line needs typer"),
+        ("mixerzoo.bench.gpu", ["--part", "ops"], "error: There is no CUDA device here"),
+    ],
+)
+def test_without_typer(tmp_path, module, arguments, message):
+    """The GPU suite runs on a machine that has torch, Triton and timm; the rest says what it needs."""
+    result = subprocess.run(
+        [sys.executable, "-c", NO_TYPER.replace("MODULE", repr(module)), "-", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=120,
+        env=os.environ | {"TRITON_INTERPRET": "0", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith(message), result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_card_that_fails_is_no_longer_recorded_as_right(tmp_path):
+    path = tmp_path / "cards.json"
+    path.write_text("{}")
+    case = {"label": "one", "op": "token_mlp", "numerics": "bfloat16"}
+    record_correctness([Result(case, "passed")], "card", {"date": "1"}, path)
+    assert read_cards(path)["card"].passed == {"token_mlp": ["bfloat16"]}
+    said = record_correctness([Result(case, "failed")], "card", {"date": "2"}, path)
+    assert "not recorded: token_mlp in bfloat16" in said
+    assert read_cards(path)["card"].passed == {}
 
 
 def test_tiles_are_not_recorded(tmp_path, monkeypatch):
