@@ -45,6 +45,7 @@ def cases(function):
     return pytest.mark.parametrize("act", ["tanh", "erf"])(function)
 
 
+@overflows
 @pytest.mark.parametrize("backend", BACKENDS_HERE)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("act", "keep"), [("tanh", True), ("erf", False)])
