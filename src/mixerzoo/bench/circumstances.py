@@ -31,7 +31,9 @@ def circumstances() -> dict[str, str | int]:
 
 def gpu_circumstances() -> dict[str, str | int]:
     """Those of :func:`circumstances`, with the command line, Triton, and the CUDA card if there is one."""
-    found = circumstances() | {"command": shlex.join(["mixerzoo", *sys.argv[1:]]), "triton": _version("triton")}
+    program = "python -m mixerzoo.bench.gpu" if Path(sys.argv[0]).parent.name == "gpu" else "mixerzoo"
+    command = f"{program} {shlex.join(sys.argv[1:])}"
+    found = circumstances() | {"command": command, "triton": _version("triton")}
     if not torch.cuda.is_available():
         return found | {"gpu": "none"}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())

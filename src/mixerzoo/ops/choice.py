@@ -113,7 +113,8 @@ def with_precision(problem: Problem) -> Problem:
     return dataclasses.replace(problem, tf32=tf32_allowed())
 
 
-@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]  # the choice is made while compiling, from what the graph is specialised on
+# The compiler takes the name as a constant: it depends only on what a graph is specialised on anyway.
+@torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
 def backend_name(
     op: Operation,
     device: torch.device,
