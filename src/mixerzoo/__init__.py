@@ -2,6 +2,7 @@
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.conversion import Conversion, convert, load_npz
+from mixerzoo.engine import OptimizedMixer, optimize
 from mixerzoo.errors import MixerzooError
 from mixerzoo.factory import create_model, create_transform
 from mixerzoo.inference.predict import Prediction, predict
@@ -18,6 +19,7 @@ __all__ = [
     "MixerBlock",
     "MixerConfig",
     "MixerzooError",
+    "OptimizedMixer",
     "Prediction",
     "convert",
     "create_model",
@@ -27,6 +29,7 @@ __all__ = [
     "labels",
     "list_models",
     "load_npz",
+    "optimize",
     "predict",
     "push_to_hub",
     "save_model",

@@ -26,6 +26,10 @@ class BackendError(MixerzooError, ValueError):
     """A backend that is unknown or cannot compute what it was asked for."""
 
 
+class EngineError(MixerzooError, RuntimeError):
+    """A model that cannot be optimized as asked, or something that an optimized model cannot do."""
+
+
 class InputSizeError(MixerzooError, ValueError):
     """A batch of images whose channels, height or width are not the model's."""
 

@@ -1,0 +1,157 @@
+"""What can be computed once instead of in every pass, exactly.
+
+    U = X + W2 gelu(W1 (norm(X) * gamma1 + beta1) + b1) + b2
+    Y = U + gelu(W3 (norm(U) * gamma2 + beta2) + b3) + b4        norm: subtract the mean, divide by the deviation
+
+- ``gamma2`` and ``beta2`` run over the channels that W3 contracts: ``W3 diag(gamma2)`` and ``b3 + W3 beta2`` replace
+  them. So do the final LayerNorm's in the head, because the mean over tokens commutes with both.
+- ``b2`` adds one number to all channels of a token. Every LayerNorm removes it and the residual stream carries it
+  along, so nothing behind the final LayerNorm depends on it: it is left out. Outputs of single layers do change.
+- ``gamma1`` and ``beta1`` run over channels and W1 contracts tokens: they stay.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from mixerzoo.config import MixerConfig
+from mixerzoo.errors import EngineError
+from mixerzoo.model import Mixer, MixerBlock, Mlp, PatchEmbed
+
+
+class FoldedLayer(NamedTuple):
+    """The tensors of one Mixer layer.
+
+    Attributes:
+        gamma1: Scale of the LayerNorm before token mixing (C,).
+        beta1: Its shift (C,).
+        w1: First token-mixing weight (H, S).
+        b1: Its bias (H,).
+        w2: Second token-mixing weight (S, H); its bias is left out.
+        w3: First channel-mixing weight (D, C), with its LayerNorm's scale.
+        b3: Its bias (D,), with its LayerNorm's shift.
+        w4: Second channel-mixing weight (C, D).
+        b4: Its bias (C,).
+    """
+
+    gamma1: Tensor
+    beta1: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    w3: Tensor
+    b3: Tensor
+    w4: Tensor
+    b4: Tensor
+
+
+class FoldedMixer(NamedTuple):
+    """A Mixer with everything folded; float64 for a float64 model, else float32.
+
+    Attributes:
+        config: Sizes and numerics.
+        stem_weight: Patch embedding (C, in_chans * patch * patch).
+        stem_bias: Its bias (C,).
+        layers: One entry a layer.
+        norm_weight: The final LayerNorm's scale (C,), for features.
+        norm_bias: Its shift (C,).
+        head_weight: Head with the final LayerNorm's scale (classes, C); None without a head.
+        head_bias: Its bias (classes,), with the final LayerNorm's shift; None without a head.
+        plain_head_weight: Head as the model has it (classes, C), for features; None without a head.
+        plain_head_bias: Its bias (classes,); None without a head.
+    """
+
+    config: MixerConfig
+    stem_weight: Tensor
+    stem_bias: Tensor
+    layers: list[FoldedLayer]
+    norm_weight: Tensor
+    norm_bias: Tensor
+    head_weight: Tensor | None
+    head_bias: Tensor | None
+    plain_head_weight: Tensor | None
+    plain_head_bias: Tensor | None
+
+
+def fold(model: Mixer) -> FoldedMixer:
+    """Fold a model, in float64; the model is left as it is.
+
+    Raises:
+        EngineError: A layer of the model was replaced, wrapped or is watched by a hook, or has no storage.
+    """
+    _check_plain(model)
+    keep = torch.float64 if model.stem.proj.weight.dtype == torch.float64 else torch.float32
+    with torch.no_grad():
+        head = model.head
+        heads: tuple[Tensor | None, ...] = (None, None, None, None)
+        if isinstance(head, nn.Linear):
+            heads = (*_fold_norm(head, model.norm, keep), head.weight.to(keep), head.bias.to(keep))
+        return FoldedMixer(
+            model.config,
+            model.stem.proj.weight.flatten(1).to(keep),
+            model.stem.proj.bias.to(keep),  # type: ignore[union-attr]  # checked
+            [_fold_layer(block, keep) for block in model.blocks],
+            model.norm.weight.to(keep),  # type: ignore[operator,union-attr]
+            model.norm.bias.to(keep),  # type: ignore[operator,union-attr]
+            *heads,
+        )
+
+
+def _fold_norm(linear: nn.Linear, norm: nn.Module, keep: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``linear(norm(x))`` for an ``x`` that is normalised without scale and shift."""
+    weight = linear.weight.double()
+    folded = weight * norm.weight.double()  # type: ignore[operator,union-attr]
+    bias = linear.bias.double() + weight @ norm.bias.double()  # type: ignore[operator,union-attr]
+    return folded.to(keep), bias.to(keep)
+
+
+def _fold_layer(block: MixerBlock, keep: torch.dtype) -> FoldedLayer:
+    tokens, channels = block.mlp_tokens, block.mlp_channels
+    w3, b3 = _fold_norm(channels.fc1, block.norm2, keep)
+    first = (block.norm1.weight, block.norm1.bias, tokens.fc1.weight, tokens.fc1.bias, tokens.fc2.weight)
+    last = (channels.fc2.weight, channels.fc2.bias)
+    return FoldedLayer(*(t.to(keep) for t in first), w3, b3, *(t.to(keep) for t in last))
+
+
+def _check_plain(model: Mixer) -> None:
+    """Refuse a model whose modules are not those that folding reads."""
+    if type(model) is not Mixer:
+        raise EngineError(
+            f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
+            "mixerzoo.create_model (without features_only)."
+        )
+    plain = (Mixer, MixerBlock, Mlp, PatchEmbed, nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Sequential)
+    plain += (nn.Identity, nn.Dropout, *(type(block.drop_path) for block in model.blocks))
+    for name, module in model.named_modules():
+        changed = None
+        if type(module) not in plain:
+            changed = f"is a {type(module).__name__}"
+        elif module._forward_hooks or module._forward_pre_hooks:
+            changed = "is watched by a hook"
+        elif "forward" in vars(module):
+            changed = "has another forward"
+        elif isinstance(module, nn.LayerNorm | nn.Linear | nn.Conv2d) and (
+            module.weight is None or module.bias is None
+        ):
+            changed = "has no weight or no bias"
+        if changed:
+            raise EngineError(
+                f"The model cannot be optimized: {name or 'the model itself'} {changed}, and folding reads the layers "
+                "of an unchanged Mixer. Undo the change, or use the model as it is."
+            )
+    if model.stem.proj.weight.is_meta:
+        raise EngineError("The model has no weights (it is on the meta device): load them before mixerzoo.optimize.")
+
+
+def normalise(x_NSC: Tensor, eps: float) -> Tensor:
+    """LayerNorm without scale and shift, over the last axis."""
+    return F.layer_norm(x_NSC, x_NSC.shape[-1:], eps=eps)
+
+
+def gelu(x: Tensor, config: MixerConfig) -> Tensor:
+    """GELU of the model's flavour."""
+    return F.gelu(x, approximate="tanh" if config.act == "tanh" else "none")

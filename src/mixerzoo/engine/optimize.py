@@ -1,0 +1,123 @@
+"""``optimize``: any Mixer into the fastest form that its machine allows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mixerzoo.checks import check_integer
+from mixerzoo.engine.folding import fold
+from mixerzoo.engine.optimized import OptimizedMixer
+from mixerzoo.engine.program import QUANTISATIONS, Program, Quantisation, Request
+from mixerzoo.engine.programs import PROGRAMS
+from mixerzoo.errors import ConfigError, EngineError, did_you_mean
+from mixerzoo.model import Mixer
+
+AUTO = "auto"
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+def optimize(
+    model: Mixer,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    quantize: Quantisation | None = None,
+    compile: bool = True,
+    max_batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    calibration: Tensor | None = None,
+    program: str = AUTO,
+) -> OptimizedMixer:
+    """Turn a Mixer into the fastest form that a device allows, for inference.
+
+    Constants are folded in float64 (see :mod:`mixerzoo.engine.folding`), weights are packed for the device, and the
+    fastest program that can serve the request runs them; ``print(fast.report())`` says which, and why no other. The
+    model is left as it is, and later changes to it do not reach the result.
+
+    Args:
+        model: A Mixer with weights; it may be on any device.
+        dtype: Type in which matrix products run that are not quantised.
+        quantize: ``"int8"`` or ``"fp8"``: quantise weights (a scale for each output) and activations (a scale for each
+            row, computed as they appear). None for not at all.
+        compile: Whether code may be generated and compiled, by ``torch.compile`` or the machine's C++ compiler.
+        max_batch_size: Images at most in one pass; larger batches are cut into pieces. None for no limit.
+        device: Where the result runs; None for the model's device.
+        calibration: Images (N, in_chans, H, W) as the model takes them. Agreement with the model is measured on them
+            for the report; programs that need typical activations see them too.
+        program: Run this program instead of the fastest.
+
+    Returns:
+        A module without parameters from images to the model's outputs, in float32 (float64 for ``dtype=torch.float64``).
+
+    Raises:
+        EngineError: The model was changed in a way that folding does not see, or nothing can serve the request.
+        ConfigError: An argument is of no known value.
+    """
+    request = _request(model, dtype, quantize, compile, max_batch_size, device)
+    folded = fold(model)
+    chosen, passed_over = choose(request, program)
+    images = None if calibration is None else _checked(calibration, request)
+    tensors = chosen.pack(folded, request, images)
+    fast = OptimizedMixer(chosen, request, tensors, passed_over)
+    if images is not None:
+        fast.measure_agreement(model, images)
+    return fast
+
+
+def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, str]]:
+    """The program for a request, and why each that was tried before does not run.
+
+    Raises:
+        EngineError: There is no program of that name, or none can serve the request.
+    """
+    if program != AUTO:
+        if program not in PROGRAMS:
+            known = ", ".join(map(repr, (AUTO, *PROGRAMS)))
+            raise EngineError(f"{program!r} is no program: use one of {known}.{did_you_mean(program, PROGRAMS)}")
+        obstacle = PROGRAMS[program].obstacle(request)
+        if obstacle:
+            raise EngineError(f"The program {program!r} cannot run this: {obstacle}. Leave program='auto'.")
+        return PROGRAMS[program], {}
+    passed_over: dict[str, str] = {}
+    for candidate in PROGRAMS.values():
+        reason = candidate.obstacle(request) or candidate.reservation(request)
+        if reason is None:
+            return candidate, passed_over
+        passed_over[candidate.name] = reason
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
+    raise EngineError(f"Nothing can run quantize={request.quantize!r} on {request.device}. {reasons}.")
+
+
+def _request(
+    model: Mixer,
+    dtype: torch.dtype,
+    quantize: Quantisation | None,
+    compile: bool,
+    max_batch_size: int | None,
+    device: torch.device | str | None,
+) -> Request:
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} cannot be used: use one of {', '.join(map(str, DTYPES))}.")
+    if quantize is not None and quantize not in QUANTISATIONS:
+        raise ConfigError(f"quantize={quantize!r} is unknown: use None, 'int8' or 'fp8'.")
+    if max_batch_size is not None:
+        check_integer("max_batch_size", max_batch_size, minimum=1)
+    if not isinstance(model, Mixer):
+        raise EngineError(
+            f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
+            "mixerzoo.create_model (without features_only)."
+        )
+    where = model.stem.proj.weight.device if device is None else torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise EngineError(f"device={str(where)!r} was asked for, and there is no CUDA device here: leave device=None.")
+    return Request(model.config, where, dtype, quantize, compile, max_batch_size)
+
+
+def _checked(calibration: Tensor, request: Request) -> Tensor:
+    expected = (request.config.in_chans, *request.config.image_hw)
+    if calibration.dim() != 4 or tuple(calibration.shape[1:]) != expected or not len(calibration):
+        raise ConfigError(
+            f"calibration={tuple(calibration.shape)} must be images of shape (N, {', '.join(map(str, expected))}), "
+            "prepared as the model takes them (mixerzoo.create_transform)."
+        )
+    return calibration.to(request.device, request.precise)

@@ -1,0 +1,164 @@
+"""The result of :func:`mixerzoo.optimize`: a module that runs a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from mixerzoo.engine.folding import normalise
+from mixerzoo.engine.program import Program, Request
+from mixerzoo.errors import EngineError, InputSizeError
+from mixerzoo.model import Mixer
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """What runs and why; ``print`` it.
+
+    Attributes:
+        program: Name of the program.
+        device: Where it runs.
+        notes: What was done, one sentence each.
+        passed_over: Each faster program and why it does not run.
+        agreement: Share of calibration images whose first class is the model's; None without calibration.
+    """
+
+    program: str
+    device: str
+    notes: tuple[str, ...]
+    passed_over: dict[str, str]
+    agreement: float | None
+
+    def __str__(self) -> str:
+        """One line for the program, one for each thing done, one for each program that does not run."""
+        lines = [f"program: {self.program} on {self.device}", *(f"  {note}" for note in self.notes)]
+        if self.agreement is not None:
+            lines.append(f"  First class as the model's on {100 * self.agreement:.1f} % of the calibration images.")
+        return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.passed_over.items()])
+
+
+class OptimizedMixer(nn.Module):
+    """A Mixer that was optimized for inference: images in, the model's outputs out, in float32.
+
+    It has no parameters and an empty ``state_dict``; it may be called from several threads at once.
+
+    Args:
+        program: What runs it.
+        request: What was asked for.
+        tensors: What the program packed.
+        passed_over: Why no faster program runs.
+    """
+
+    def __init__(
+        self, program: Program, request: Request, tensors: Mapping[str, Tensor], passed_over: Mapping[str, str]
+    ):
+        super().__init__()
+        self.config = request.config
+        self.request = request
+        self._program = program.name
+        self._passed_over = dict(passed_over)
+        self._tensors = dict(tensors)
+        self._runner = program.start(tensors, request)
+        self._agreement: float | None = None
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) -> logits (N, num_classes), or what else the model's ``forward`` returns.
+
+        Raises:
+            InputSizeError: The images are not of the model's size or channels.
+        """
+        return self._in_pieces(self._runner.logits, images)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W) -> normalised tokens (N, S, C).
+
+        Raises:
+            InputSizeError: The images are not of the model's size or channels.
+        """
+        x_NSC = self._in_pieces(self._runner.stream, images)
+        return normalise(x_NSC, self.config.norm_eps) * self._tail("norm.weight") + self._tail("norm.bias")
+
+    def forward_head(self, x_NSC: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool tokens (N, S, C) from :meth:`forward_features` and classify them.
+
+        Args:
+            x_NSC: Normalised tokens.
+            pre_logits: Return the pooled features (N, C) instead of the logits (N, num_classes).
+        """
+        x_NSC = x_NSC.to(self.request.device, self.request.precise)
+        pooled = x_NSC.mean(dim=1) if self.config.global_pool == "avg" else x_NSC
+        if pre_logits or "plain_head.weight" not in self._tensors:
+            return pooled
+        return nn.functional.linear(pooled, self._tail("plain_head.weight"), self._tail("plain_head.bias"))
+
+    def forward_intermediates(self, *args: object, **kwargs: object) -> Tensor:  # noqa: ARG002
+        """Not available.
+
+        Raises:
+            EngineError: Always.
+        """
+        raise EngineError(
+            "An optimized model has no outputs of single layers: the last bias of token mixing, which no logit depends "
+            "on, was left out, and with it a constant of every token. Call forward_intermediates of the model itself."
+        )
+
+    def train(self, mode: bool = True) -> OptimizedMixer:
+        """Stay in evaluation mode.
+
+        Raises:
+            EngineError: ``mode`` is true.
+        """
+        if mode:
+            raise EngineError("An optimized model is for inference: train the model itself, then optimize it again.")
+        super().train(False)
+        return self
+
+    def report(self) -> EngineReport:
+        """What runs and why."""
+        folded = (
+            "The second LayerNorm of every layer is folded into the weights behind it, the final one into the head; "
+            "the last bias of token mixing, which LayerNorm removes, is left out."
+        )
+        limit = self.request.max_batch_size
+        pieces = () if limit is None else (f"Batches of more than {limit} images are cut into pieces.",)
+        notes = (folded, *self._runner.notes, *pieces)
+        return EngineReport(self._program, str(self.request.device), notes, self._passed_over, self._agreement)
+
+    def measure_agreement(self, model: Mixer, images: Tensor) -> float:
+        """Share of images whose first class is that of the model, which the report names from then on.
+
+        Args:
+            model: The model that was optimized.
+            images: Images as the model takes them.
+        """
+        training, like = model.training, model.stem.proj.weight
+        model.eval()
+        try:
+            with torch.inference_mode():
+                expected = model(images.to(like.device, like.dtype)).flatten(1).argmax(1).cpu()
+        finally:
+            model.train(training)
+        self._agreement = (self(images).flatten(1).argmax(1).cpu() == expected).double().mean().item()
+        return self._agreement
+
+    def _in_pieces(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        expected = (self.config.in_chans, *self.config.image_hw)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise InputSizeError(
+                f"The model takes images of shape (batch, {', '.join(map(str, expected))}) but got "
+                f"{tuple(images.shape)}: resize them (mixerzoo.create_transform does)."
+            )
+        images = images.detach().to(self.request.device, self.request.precise).contiguous()
+        with torch.inference_mode():
+            if not len(images):
+                return run(images.new_zeros(1, *expected))[:0]
+            limit = self.request.max_batch_size or len(images)
+            pieces = [run(piece) for piece in images.split(limit)]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def _tail(self, name: str) -> Tensor:
+        return self._tensors[name].to(self.request.precise)

@@ -1,0 +1,90 @@
+"""What is to be optimised and what running it can look like: the terms that the engine and its programs share.
+
+Legend: N images, S tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from mixerzoo.config import MixerConfig
+from mixerzoo.engine.folding import FoldedMixer
+
+Quantisation = Literal["int8", "fp8"]
+QUANTISATIONS: tuple[Quantisation, ...] = ("int8", "fp8")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked :func:`mixerzoo.optimize` for: all that the choice of a program depends on.
+
+    Attributes:
+        config: The model's sizes and numerics.
+        device: Where it is to run.
+        dtype: Type in which matrix products run that are not quantised.
+        quantize: Type to which weights and activations of matrix products are quantised; None for none.
+        compile: Whether code may be generated and compiled.
+        max_batch_size: Images at most in one pass; larger batches are cut. None for no limit.
+    """
+
+    config: MixerConfig
+    device: torch.device
+    dtype: torch.dtype
+    quantize: Quantisation | None
+    compile: bool
+    max_batch_size: int | None
+
+    @property
+    def precise(self) -> torch.dtype:
+        """Type of images and results: float32, or float64 where products run in that."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+class Runner(Protocol):
+    """A program that is ready to run. It may be called from several threads at once.
+
+    Attributes:
+        notes: What it did and how it runs, one sentence each, for the report.
+    """
+
+    notes: tuple[str, ...]
+
+    def stream(self, images: Tensor) -> Tensor:
+        """Images (N, in_chans, H, W), contiguous, on the device -> tokens (N, S, C), both of ``request.precise``.
+
+        The tokens are those behind the last layer and before the final LayerNorm, up to a constant for each token,
+        which that LayerNorm removes.
+        """
+        ...
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Images as above -> what the model's ``forward`` returns, of the same type."""
+        ...
+
+
+@dataclass(frozen=True)
+class Program:
+    """One way to run a whole Mixer; a file in :mod:`mixerzoo.engine.programs` defines one as ``PROGRAM``.
+
+    Attributes:
+        name: What users call it.
+        rank: Order in which the automatic choice tries programs, lowest first.
+        obstacle: Why it cannot serve a request, as a clause; None where it can.
+        reservation: Why the automatic choice should not take it although it could; None where it should.
+        pack: From the folded model, the request and calibration images (or None) to the tensors that the program
+            runs on, by name: what is saved.
+        start: From those tensors, the request, and the folded model's head and final LayerNorm among the tensors, to
+            a program that is ready to run.
+    """
+
+    name: str
+    rank: int
+    obstacle: Callable[[Request], str | None]
+    reservation: Callable[[Request], str | None]
+    pack: Callable[[FoldedMixer, Request, Tensor | None], dict[str, Tensor]]
+    start: Callable[[Mapping[str, Tensor], Request], Runner]
