@@ -30,6 +30,10 @@ class EngineError(MixerzooError, RuntimeError):
     """A model that cannot be optimized as asked, or something that an optimized model cannot do."""
 
 
+class BuildError(MixerzooError, RuntimeError):
+    """Code that cannot be compiled on this machine; the message is a clause."""
+
+
 class InputSizeError(MixerzooError, ValueError):
     """A batch of images whose channels, height or width are not the model's."""
 
