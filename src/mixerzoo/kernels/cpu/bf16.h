@@ -10,7 +10,8 @@ struct Bf16 {
   static constexpr int kPanelsPerTask = 8; // the rows and their hidden values stay in a megabyte of L2
 
   static INLINE Sum dot(Sum sum, __m512i activation, __m512i weight) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)activation, (__m512bh)weight);
+    asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(activation), "v"(weight));
+    return sum;
   }
   static INLINE __m512i pack(__m512 low, __m512 high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 

@@ -12,11 +12,12 @@
 struct Int8 {
   using Sum = __m512i;
   static constexpr int kValues = 4;
-  static constexpr int kPanelsPerTask = 4;
+  static constexpr int kPanelsPerTask = 8;
   static constexpr float kGeluFloor = 0.171f;
 
   static INLINE Sum dot(Sum sum, __m512i activation, __m512i weight) {
-    return _mm512_dpbusd_epi32(sum, activation, weight);
+    asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(activation), "v"(weight));
+    return sum;
   }
 
   static INLINE void store_row(const float* values, int count, Word* panel, int r, float* scales) {

@@ -15,7 +15,9 @@ GELU_FLOOR = 0.171
 LARGEST = 127
 
 
-def pack(weight: Tensor, bias: Tensor | None, number: Format, kind: Literal["stem", "w1", "w2", "w3", "w4"]) -> dict[str, Tensor]:
+def pack(
+    weight: Tensor, bias: Tensor | None, number: Format, kind: Literal["stem", "w1", "w2", "w3", "w4"]
+) -> dict[str, Tensor]:
     """One weight matrix (outputs, inputs) as ``words``, ``bias``, ``scale`` and ``offset`` (see ``model.h``).
 
     Token mixing multiplies weights from the left, everything else from the right. All that belongs to an output is
