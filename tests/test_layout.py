@@ -48,7 +48,7 @@ MAY_IMPORT = {
         "label_names",
     },
     "train": {"checks", "config", "errors", "model", "weights", "data", "factory", "inference", "publish"},
-    "bench": {"config", "errors", "zoo", "model", "ops", "kernels", "weights", "data", "factory"},
+    "bench": {"config", "errors", "zoo", "model", "ops", "kernels", "engine", "weights", "data", "factory"},
     "cli": {
         "config",
         "errors",
@@ -84,12 +84,12 @@ ONLY_IN = {
     "triton": {"kernels"},
     "huggingface_hub": {"weights"},
     "typer": {"cli"},
-    "safetensors": {"weights", "bench"},
+    "safetensors": {"weights", "bench", "engine"},
     "filelock": {"weights"},
     "google_crc32c": {"weights"},
 }
 
-OPTIONAL = {"onnx", "onnxruntime", "openvino", "torchao", "gradio", "webdataset", "ray", "matplotlib"}
+OPTIONAL = {"onnx", "onnxruntime", "openvino", "nncf", "torchao", "gradio", "webdataset", "ray", "matplotlib"}
 
 
 def room_of(path):
@@ -148,6 +148,7 @@ def test_public_surface():
         "labels",
         "list_models",
         "load_npz",
+        "load_optimized",
         "optimize",
         "predict",
         "push_to_hub",

@@ -2,7 +2,7 @@
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.conversion import Conversion, convert, load_npz
-from mixerzoo.engine import OptimizedMixer, optimize
+from mixerzoo.engine import OptimizedMixer, load_optimized, optimize
 from mixerzoo.errors import MixerzooError
 from mixerzoo.factory import create_model, create_transform
 from mixerzoo.inference.predict import Prediction, predict
@@ -29,6 +29,7 @@ __all__ = [
     "labels",
     "list_models",
     "load_npz",
+    "load_optimized",
     "optimize",
     "predict",
     "push_to_hub",

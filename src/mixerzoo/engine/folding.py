@@ -12,9 +12,10 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -85,36 +86,45 @@ def fold(model: Mixer) -> FoldedMixer:
     """
     _check_plain(model)
     keep = torch.float64 if model.stem.proj.weight.dtype == torch.float64 else torch.float32
+    stem: Any = model.stem.proj
+    norm: Any = model.norm
+    heads: tuple[Tensor | None, ...] = (None, None, None, None)
     with torch.no_grad():
-        head = model.head
-        heads: tuple[Tensor | None, ...] = (None, None, None, None)
-        if isinstance(head, nn.Linear):
-            heads = (*_fold_norm(head, model.norm, keep), head.weight.to(keep), head.bias.to(keep))
+        if isinstance(model.head, nn.Linear):
+            heads = (*_fold_norm(model.head, norm, keep), model.head.weight.to(keep), model.head.bias.to(keep))
         return FoldedMixer(
             model.config,
-            model.stem.proj.weight.flatten(1).to(keep),
-            model.stem.proj.bias.to(keep),  # type: ignore[union-attr]  # checked
+            stem.weight.flatten(1).to(keep),
+            stem.bias.to(keep),
             [_fold_layer(block, keep) for block in model.blocks],
-            model.norm.weight.to(keep),  # type: ignore[operator,union-attr]
-            model.norm.bias.to(keep),  # type: ignore[operator,union-attr]
+            norm.weight.to(keep),
+            norm.bias.to(keep),
             *heads,
         )
 
 
-def _fold_norm(linear: nn.Linear, norm: nn.Module, keep: torch.dtype) -> tuple[Tensor, Tensor]:
+def _fold_norm(linear: nn.Linear, norm: Any, keep: torch.dtype) -> tuple[Tensor, Tensor]:
     """Weight and bias of ``linear(norm(x))`` for an ``x`` that is normalised without scale and shift."""
     weight = linear.weight.double()
-    folded = weight * norm.weight.double()  # type: ignore[operator,union-attr]
-    bias = linear.bias.double() + weight @ norm.bias.double()  # type: ignore[operator,union-attr]
+    folded = weight * norm.weight.double()
+    bias = linear.bias.double() + weight @ norm.bias.double()
     return folded.to(keep), bias.to(keep)
 
 
-def _fold_layer(block: MixerBlock, keep: torch.dtype) -> FoldedLayer:
+def _fold_layer(block: Any, keep: torch.dtype) -> FoldedLayer:
     tokens, channels = block.mlp_tokens, block.mlp_channels
     w3, b3 = _fold_norm(channels.fc1, block.norm2, keep)
-    first = (block.norm1.weight, block.norm1.bias, tokens.fc1.weight, tokens.fc1.bias, tokens.fc2.weight)
-    last = (channels.fc2.weight, channels.fc2.bias)
-    return FoldedLayer(*(t.to(keep) for t in first), w3, b3, *(t.to(keep) for t in last))
+    return FoldedLayer(
+        block.norm1.weight.to(keep),
+        block.norm1.bias.to(keep),
+        tokens.fc1.weight.to(keep),
+        tokens.fc1.bias.to(keep),
+        tokens.fc2.weight.to(keep),
+        w3,
+        b3,
+        channels.fc2.weight.to(keep),
+        channels.fc2.bias.to(keep),
+    )
 
 
 def _check_plain(model: Mixer) -> None:
@@ -124,8 +134,8 @@ def _check_plain(model: Mixer) -> None:
             f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
             "mixerzoo.create_model (without features_only)."
         )
-    plain = (Mixer, MixerBlock, Mlp, PatchEmbed, nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Sequential)
-    plain += (nn.Identity, nn.Dropout, *(type(block.drop_path) for block in model.blocks))
+    plain = {Mixer, MixerBlock, Mlp, PatchEmbed, nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Sequential}
+    plain |= {nn.Identity, nn.Dropout, DropPath}
     for name, module in model.named_modules():
         changed = None
         if type(module) not in plain:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from mixerzoo.checks import check_integer
+from mixerzoo.engine.artefact import read
 from mixerzoo.engine.folding import fold
 from mixerzoo.engine.optimized import OptimizedMixer
 from mixerzoo.engine.program import QUANTISATIONS, Program, Quantisation, Request
@@ -47,7 +50,7 @@ def optimize(
         program: Run this program instead of the fastest.
 
     Returns:
-        A module without parameters from images to the model's outputs, in float32 (float64 for ``dtype=torch.float64``).
+        A module without parameters, from images to the model's outputs in float32 (float64 if ``dtype`` is).
 
     Raises:
         EngineError: The model was changed in a way that folding does not see, or nothing can serve the request.
@@ -62,6 +65,27 @@ def optimize(
     if images is not None:
         fast.measure_agreement(model, images)
     return fast
+
+
+def load_optimized(folder: str | Path, *, trusted: bool = False) -> OptimizedMixer:
+    """Start an optimized model from a folder that its ``save`` wrote, on a machine like the one that wrote it.
+
+    Args:
+        folder: The folder.
+        trusted: The folder is yours: run the compiled code in it. Otherwise only its tensors are read, and what has
+            to be compiled is compiled again.
+
+    Raises:
+        EngineError: The folder is missing or damaged, or its program cannot run here.
+    """
+    artefact = read(Path(folder), trusted)
+    if artefact.program not in PROGRAMS:
+        raise EngineError(f"{folder} is for the program {artefact.program!r}, which this version of mixerzoo lacks.")
+    program = PROGRAMS[artefact.program]
+    obstacle = program.obstacle(artefact.request)
+    if obstacle:
+        raise EngineError(f"{folder} cannot run here: {obstacle}. Optimize the model on this machine.")
+    return OptimizedMixer(program, artefact.request, artefact.tensors, artefact.passed_over, artefact.code)
 
 
 def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mixerzoo.engine.artefact import Artefact, write
 from mixerzoo.engine.folding import normalise
 from mixerzoo.engine.program import Program, Request
 from mixerzoo.errors import EngineError, InputSizeError
@@ -50,10 +52,16 @@ class OptimizedMixer(nn.Module):
         request: What was asked for.
         tensors: What the program packed.
         passed_over: Why no faster program runs.
+        code: Compiled code that an earlier run left; None to compile.
     """
 
     def __init__(
-        self, program: Program, request: Request, tensors: Mapping[str, Tensor], passed_over: Mapping[str, str]
+        self,
+        program: Program,
+        request: Request,
+        tensors: Mapping[str, Tensor],
+        passed_over: Mapping[str, str],
+        code: Path | None = None,
     ):
         super().__init__()
         self.config = request.config
@@ -61,7 +69,7 @@ class OptimizedMixer(nn.Module):
         self._program = program.name
         self._passed_over = dict(passed_over)
         self._tensors = dict(tensors)
-        self._runner = program.start(tensors, request)
+        self._runner = program.start(tensors, request, code)
         self._agreement: float | None = None
         self.eval()
 
@@ -128,6 +136,17 @@ class OptimizedMixer(nn.Module):
         notes = (folded, *self._runner.notes, *pieces)
         return EngineReport(self._program, str(self.request.device), notes, self._passed_over, self._agreement)
 
+    def save(self, folder: str | Path) -> None:
+        """Write a folder from which :func:`mixerzoo.load_optimized` starts without folding and packing again.
+
+        Args:
+            folder: A folder that does not exist yet.
+
+        Raises:
+            EngineError: It exists already or cannot be written.
+        """
+        write(Artefact(self._program, self.request, self._tensors, self._passed_over, self._runner.code), Path(folder))
+
     def measure_agreement(self, model: Mixer, images: Tensor) -> float:
         """Share of images whose first class is that of the model, which the report names from then on.
 
@@ -157,7 +176,7 @@ class OptimizedMixer(nn.Module):
             if not len(images):
                 return run(images.new_zeros(1, *expected))[:0]
             limit = self.request.max_batch_size or len(images)
-            pieces = [run(piece) for piece in images.split(limit)]
+            pieces = [run(images[i : i + limit]) for i in range(0, len(images), limit)]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
     def _tail(self, name: str) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
@@ -50,9 +51,11 @@ class Runner(Protocol):
 
     Attributes:
         notes: What it did and how it runs, one sentence each, for the report.
+        code: A file of compiled code that a later run can start from; None where there is none.
     """
 
     notes: tuple[str, ...]
+    code: Path | None
 
     def stream(self, images: Tensor) -> Tensor:
         """Images (N, in_chans, H, W), contiguous, on the device -> tokens (N, S, C), both of ``request.precise``.
@@ -77,9 +80,9 @@ class Program:
         obstacle: Why it cannot serve a request, as a clause; None where it can.
         reservation: Why the automatic choice should not take it although it could; None where it should.
         pack: From the folded model, the request and calibration images (or None) to the tensors that the program
-            runs on, by name: what is saved.
-        start: From those tensors, the request, and the folded model's head and final LayerNorm among the tensors, to
-            a program that is ready to run.
+            runs on, by name, those of :func:`mixerzoo.engine.tensors.tail` among them: what is saved.
+        start: From those tensors, the request, and a file of code that an earlier run left (or None), to a program
+            that is ready to run.
     """
 
     name: str
@@ -87,4 +90,4 @@ class Program:
     obstacle: Callable[[Request], str | None]
     reservation: Callable[[Request], str | None]
     pack: Callable[[FoldedMixer, Request, Tensor | None], dict[str, Tensor]]
-    start: Callable[[Mapping[str, Tensor], Request], Runner]
+    start: Callable[[Mapping[str, Tensor], Request, Path | None], Runner]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -46,9 +47,12 @@ class NativeRunner:
     Args:
         tensors: What :data:`PROGRAM` packed.
         request: What is to be run.
+        code: None: the user's cache folder keeps what is compiled.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], request: Request):
+    code: Path | None = None
+
+    def __init__(self, tensors: Mapping[str, Tensor], request: Request, code: Path | None = None):  # noqa: ARG002
         self._config = request.config
         self._tensors = dict(tensors)
         self._mixer = CompiledMixer(request.config, tensors, _number(request))
@@ -107,12 +111,10 @@ def _machine_obstacle(number: Format) -> str | None:
     return None
 
 
-def _reservation(request: Request) -> str | None:  # noqa: ARG001
-    if torch.cpu._is_amx_tile_supported():
+def _reservation(request: Request) -> str | None:
+    if request.quantize is None and torch.cpu._is_amx_tile_supported():
         return "this processor has AMX, which oneDNN uses and our code does not; program='native' takes it"
     return None
 
 
-PROGRAM = Program(
-    name="native", rank=20, obstacle=_obstacle, reservation=_reservation, pack=_pack, start=NativeRunner
-)
+PROGRAM = Program(name="native", rank=20, obstacle=_obstacle, reservation=_reservation, pack=_pack, start=NativeRunner)
