@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixerzoo.checks import check_integer
 from mixerzoo.engine.artefact import read
@@ -85,7 +87,22 @@ def load_optimized(folder: str | Path, *, trusted: bool = False) -> OptimizedMix
     obstacle = program.obstacle(artefact.request)
     if obstacle:
         raise EngineError(f"{folder} cannot run here: {obstacle}. Optimize the model on this machine.")
+    if _layout(artefact.tensors) != _expected_layout(program, artefact.request):
+        raise EngineError(
+            f"{folder} is damaged (its tensors are not those of its configuration): optimize the model again."
+        )
     return OptimizedMixer(program, artefact.request, artefact.tensors, artefact.passed_over, artefact.code)
+
+
+def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _expected_layout(program: Program, request: Request) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What the program packs from such a model, computed without storage: compiled code trusts sizes."""
+    with FakeTensorMode():
+        folded = fold(Mixer.from_config(request.config))
+        return _layout(program.pack(folded, request, None))
 
 
 def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, str]]:

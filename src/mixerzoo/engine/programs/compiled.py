@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from mixerzoo.engine.tensors import layers_of, named
 
 
 def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
-    return {name: tensor.to(request.device, request.dtype) for name, tensor in named(folded).items()}
+    return {name: t.detach().to(request.device, request.dtype, copy=True) for name, t in named(folded).items()}
 
 
 class FoldedForward(nn.Module):
@@ -107,7 +109,8 @@ class CompiledRunner:
 
     def _compile(self, request: Request) -> Path:
         """A package of compiled code and packed weights, in a folder that lives as long as this object."""
-        self._folder = tempfile.TemporaryDirectory(prefix="mixerzoo-")
+        folder = tempfile.mkdtemp(prefix="mixerzoo-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         count = torch.export.Dim("count", min=1, max=request.max_batch_size or 2**16)
         config = request.config
         example = torch.zeros(
@@ -116,9 +119,10 @@ class CompiledRunner:
         dynamic = {"images": {0: count if len(example) > 1 else None}}
         with torch.no_grad():
             exported = torch.export.export(self._model, (example,), dynamic_shapes=dynamic)
-            path = Path(self._folder.name) / "compiled.pt2"
+            path = Path(folder) / "compiled.pt2"
+            frozen = request.dtype != torch.float64  # oneDNN packs no float64, and frozen code asks it to
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(path), inductor_configs={"freezing": True}
+                exported, package_path=str(path), inductor_configs={"freezing": frozen}
             )
         return path
 

@@ -1,0 +1,277 @@
+"""``mixerzoo.optimize``: folding, choice of a program, what the result can do and what it refuses."""
+
+import concurrent.futures
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import mixerzoo
+from mixerzoo.engine.folding import fold
+from mixerzoo.engine.programs import PROGRAMS
+from mixerzoo.engine.programs.compiled import FoldedForward
+from mixerzoo.engine.tensors import named
+from mixerzoo.errors import ConfigError, EngineError, InputSizeError
+
+SMALL = {"img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 2, "tokens_mlp_dim": 24, "channels_mlp_dim": 128}
+
+
+def randomised(dtype=torch.float32, **changes):
+    """A small model none of whose parameters is special."""
+    model = mixerzoo.Mixer(**(SMALL | {"num_classes": 7} | changes), dtype=dtype).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(std=parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.3)
+            if "norm" in name and name.endswith("weight"):
+                parameter.add_(1)
+    return model
+
+
+def images_for(model, count=3, dtype=torch.float32):
+    return torch.randn(count, model.config.in_chans, *model.config.image_hw, dtype=dtype)
+
+
+def relative(out, expected):
+    return ((out.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+VARIANTS = [
+    {},
+    {"act": "erf"},
+    {"global_pool": ""},
+    {"num_classes": 0},
+    {"img_size": (12, 20), "in_chans": 5, "norm_eps": 1e-3},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_folding_is_exact(changes):
+    model = randomised(torch.float64, **changes)
+    images = images_for(model, dtype=torch.float64)
+    fast = mixerzoo.optimize(model, dtype=torch.float64, compile=False)
+    with torch.no_grad():
+        assert relative(fast(images), model(images)) < 1e-12
+        assert relative(fast.forward_features(images), model.forward_features(images)) < 1e-12
+
+
+def test_only_what_is_foldable_is_folded():
+    """norm1 runs over channels while W1 contracts tokens, so its scale and shift are still there."""
+    model = randomised()
+    layer = fold(model).layers[1]
+    block = model.blocks[1]
+    assert torch.equal(layer.gamma1, block.norm1.weight)
+    assert torch.equal(layer.w1, block.mlp_tokens.fc1.weight)
+    assert torch.equal(layer.w4, block.mlp_channels.fc2.weight)
+    expected = block.mlp_channels.fc1.weight.double() * block.norm2.weight.double()
+    assert torch.equal(layer.w3, expected.float())
+
+
+def test_the_last_token_bias_changes_no_logit():
+    model = randomised(torch.float64)
+    images = images_for(model, dtype=torch.float64)
+    with torch.no_grad():
+        before = model(images)
+        for block in model.blocks:
+            block.mlp_tokens.fc2.bias.normal_(std=10)
+        assert relative(model(images), before) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_is_untouched_and_the_result_has_no_state(dtype):
+    model = randomised()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    fast = mixerzoo.optimize(model, dtype=dtype, compile=False)
+    expected = fast(images := images_for(model))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not fast.state_dict()
+    assert not list(fast.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(fast(images), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_errors_are_those_of_the_dtype(dtype):
+    model = randomised()
+    images = images_for(model)
+    with torch.no_grad():
+        exact = randomised_double(model)(images.double())
+        usual = relative(copy_of(model).to(dtype)(images.to(dtype)), exact)
+    assert relative(mixerzoo.optimize(model, dtype=dtype, compile=False)(images), exact) < 2 * usual + 1e-6
+
+
+def copy_of(model):
+    twin = mixerzoo.Mixer.from_config(model.config).eval()
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+def randomised_double(model):
+    return copy_of(model).double()
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(1)
+    return randomised()
+
+
+@pytest.fixture(scope="module")
+def eager(model):
+    return mixerzoo.optimize(model, dtype=torch.float32, compile=False, max_batch_size=4)
+
+
+def test_any_batch_size(model, eager):
+    images = images_for(model, 9)
+    with torch.no_grad():
+        expected = model(images)
+    for count in (1, 2, 3, 4, 5, 9):
+        assert relative(eager(images[:count]), expected[:count]) < 1e-5
+    assert eager(images[:0]).shape == (0, 7)
+    assert eager.forward_features(images[:0]).shape == (0, 16, 64)
+
+
+def test_any_input_that_holds_the_same_numbers(model, eager):
+    images = images_for(model)
+    expected = eager(images)
+    assert torch.equal(eager(images.to(memory_format=torch.channels_last)), expected)
+    assert torch.equal(eager(images.double()), expected)
+    assert torch.equal(eager(images.clone().requires_grad_()), expected)
+    with torch.inference_mode():
+        assert torch.equal(eager(images.clone()), expected)
+
+
+def test_features_and_head(model, eager):
+    images = images_for(model)
+    with torch.no_grad():
+        features = model.forward_features(images)
+        assert relative(eager.forward_features(images), features) < 1e-5
+        assert relative(eager.forward_head(features), model.forward_head(features)) < 1e-5
+        assert relative(eager.forward_head(features, pre_logits=True), model.forward_head(features, True)) < 1e-5
+    assert relative(eager.forward_head(eager.forward_features(images)), eager(images)) < 1e-5
+
+
+def test_several_threads_at_once(model, eager):
+    batches = [images_for(model) for _ in range(8)]
+    expected = [eager(images) for images in batches]
+    with concurrent.futures.ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(eager, batches * 4))
+    assert all(torch.equal(result, expected[i % 8]) for i, result in enumerate(results))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ahead_of_time_compilation_serves_every_batch_size(model, tmp_path, dtype):
+    """One compilation, none later, and a file from which another object starts without one."""
+    fast = mixerzoo.optimize(model, dtype=dtype, program="compiled")
+    images = images_for(model, 5)
+    with torch.no_grad():
+        expected = model(images)
+    torch._dynamo.utils.counters.clear()
+    for count in (5, 1, 2, 3):
+        assert relative(fast(images[:count]), expected[:count]) < 1e-5
+    assert not torch._dynamo.utils.counters["stats"]
+    assert "once for any number of images" in str(fast.report())
+    fast.save(tmp_path / "fast")
+    assert (tmp_path / "fast" / "compiled.pt2").exists()
+    again = mixerzoo.load_optimized(tmp_path / "fast", trusted=True)
+    assert torch.equal(again(images), fast(images))
+
+
+def test_just_in_time_compilation_compiles_twice_at_most(model, monkeypatch):
+    """As on devices other than CPUs: once for one image, once for more."""
+    runner = PROGRAMS["compiled"]
+    monkeypatch.setattr("mixerzoo.engine.programs.compiled.CompiledRunner._ahead_of_time", lambda *_: False)
+    monkeypatch.setattr(torch, "compile", lambda module, real=torch.compile: real(module, backend="eager"))
+    request = mixerzoo.optimize(model, dtype=torch.float32, compile=False).request
+    request = dataclasses.replace(request, compile=True)
+    run = runner.start(runner.pack(fold(model), request, None), request, None)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    images = images_for(model, 6)
+    with torch.inference_mode():
+        for count in (3, 1, 2, 6, 5, 1):
+            run.logits(images[:count].clone())
+        run.logits(torch.randn(4, 3, 16, 16))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_agreement_is_measured_on_calibration_images(model):
+    images = images_for(model, 8)
+    fast = mixerzoo.optimize(model, dtype=torch.float32, compile=False, calibration=images)
+    assert fast.report().agreement == 1
+    assert "100.0 % of the calibration images" in str(fast.report())
+    assert not model.training
+    other = randomised()
+    assert fast.measure_agreement(other, images) < 1
+
+
+def test_the_report_names_what_was_passed_over(model):
+    report = mixerzoo.optimize(model, compile=False).report()
+    assert report.program == "compiled"
+    assert report.passed_over["native"] == "it has to be compiled, and compile=False"
+    assert "not native" in str(report)
+    assert "folded" in str(report)
+
+
+def hooked():
+    model = randomised()
+    model.blocks[0].register_forward_hook(lambda *_: None)
+    return model
+
+
+def replaced():
+    model = randomised()
+    model.blocks[1].norm1 = nn.Identity()
+    model.blocks[0].mlp_tokens.act = nn.ReLU()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "error", "words"),
+    [
+        (lambda: nn.Linear(2, 2), {}, EngineError, "Only a mixerzoo.Mixer"),
+        (lambda: mixerzoo.create_model("mixer_ti4_32", features_only=True), {}, EngineError, "features_only"),
+        (hooked, {}, EngineError, "blocks.0 is watched by a hook"),
+        (replaced, {}, EngineError, "blocks.0.mlp_tokens.act is a ReLU"),
+        (lambda: mixerzoo.Mixer(**SMALL, device="meta"), {}, EngineError, "meta device"),
+        (randomised, {"quantize": "int4"}, ConfigError, "None, 'int8' or 'fp8'"),
+        (randomised, {"dtype": torch.int8}, ConfigError, "torch.bfloat16"),
+        (randomised, {"max_batch_size": 0}, ConfigError, "max_batch_size=0"),
+        (randomised, {"program": "natve"}, EngineError, "Did you mean 'native'"),
+        (randomised, {"program": "native", "dtype": torch.float32}, EngineError, "bfloat16 and int8 products only"),
+        (randomised, {"quantize": "fp8"}, EngineError, "Nothing can run quantize='fp8' on cpu"),
+        (randomised, {"calibration": torch.zeros(2, 3, 8, 8), "compile": False}, ConfigError, r"\(N, 3, 16, 16\)"),
+        (randomised, {"calibration": torch.zeros(0, 3, 16, 16), "compile": False}, ConfigError, "calibration"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, str | dict) else "",
+)
+def test_refusals(make, arguments, error, words):
+    with pytest.raises(error, match=words):
+        mixerzoo.optimize(make(), **arguments)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_cuda_device():
+    with pytest.raises(EngineError, match="no CUDA device"):
+        mixerzoo.optimize(randomised(), device="cuda")
+
+
+def test_what_an_optimized_model_refuses(eager):
+    with pytest.raises(InputSizeError, match=r"\(batch, 3, 16, 16\)"):
+        eager(torch.zeros(1, 3, 20, 20))
+    with pytest.raises(EngineError, match="no outputs of single layers"):
+        eager.forward_intermediates(torch.zeros(1, 3, 16, 16))
+    with pytest.raises(EngineError, match="for inference"):
+        eager.train()
+    assert eager.eval() is eager
+
+
+def test_the_folded_module_is_the_model_in_float64():
+    """The definition that programs are written from, without any of them."""
+    model = randomised(torch.float64)
+    request = mixerzoo.optimize(model, dtype=torch.float64, compile=False).request
+    images = images_for(model, dtype=torch.float64)
+    with torch.no_grad():
+        assert relative(FoldedForward(named(fold(model)), request)(images), model(images)) < 1e-12
