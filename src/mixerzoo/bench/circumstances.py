@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
@@ -29,11 +30,21 @@ def circumstances() -> dict[str, str | int]:
     }
 
 
+def race_circumstances(device: str, threads: int, packages: Iterable[str]) -> dict[str, str | int]:
+    """Those of the device, with the command line and the versions of packages.
+
+    Args:
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: Threads of each contender on the CPU.
+        packages: Names of what is compared with.
+    """
+    found = gpu_circumstances() if device == "cuda" else circumstances() | {"command": _command()}
+    return found | {"threads": threads} | {package: _version(package) for package in packages}
+
+
 def gpu_circumstances() -> dict[str, str | int]:
     """Those of :func:`circumstances`, with the command line, Triton, and the CUDA card if there is one."""
-    program = "python -m mixerzoo.bench.gpu" if Path(sys.argv[0]).parent.name == "gpu" else "mixerzoo"
-    command = f"{program} {shlex.join(sys.argv[1:])}"
-    found = circumstances() | {"command": command, "triton": _version("triton")}
+    found = circumstances() | {"command": _command(), "triton": _version("triton")}
     if not torch.cuda.is_available():
         return found | {"gpu": "none"}
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
@@ -46,6 +57,11 @@ def gpu_circumstances() -> dict[str, str | int]:
         "cuda": str(torch.version.cuda),
         "driver": _driver(),
     }
+
+
+def _command() -> str:
+    program = "python -m mixerzoo.bench.gpu" if Path(sys.argv[0]).parent.name == "gpu" else "mixerzoo"
+    return f"{program} {shlex.join(sys.argv[1:])}"
 
 
 def _version(package: str) -> str:

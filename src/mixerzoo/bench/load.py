@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,49 @@ class LoadTimes:
     create: float
     first: float
     second: float
+
+
+@dataclass(frozen=True)
+class LoadRaces:
+    """What both races came to.
+
+    Attributes:
+        loading: Our medians and timm's, by model.
+        importing: Seconds to import mixerzoo, and torch and timm alone.
+    """
+
+    loading: Mapping[str, tuple[LoadTimes, LoadTimes]]
+    importing: tuple[float, float]
+
+    def create_ratio(self, name: str) -> float:
+        """How many times as long as ours timm's creating and loading takes."""
+        ours, theirs = self.loading[name]
+        return theirs.create / ours.create
+
+    def first_ratio(self, name: str) -> float:
+        """The same up to the first prediction, so that nothing is merely deferred."""
+        ours, theirs = self.loading[name]
+        return (theirs.create + theirs.first) / (ours.create + ours.first)
+
+    @property
+    def import_overhead(self) -> float:
+        """Seconds that importing mixerzoo takes beyond importing torch and timm."""
+        ours, base = self.importing
+        return ours - base
+
+    def __str__(self) -> str:
+        """A table."""
+        lines = ["seconds            create+load  first forward  second forward"]
+        for name, sides in self.loading.items():
+            for side, t in zip(("mixerzoo", "timm"), sides, strict=True):
+                lines.append(f"{name} {side:9}  {t.create:10.3f}  {t.first:13.3f}  {t.second:14.3f}")
+            lines.append(
+                f"{name} timm / mixerzoo: create+load {self.create_ratio(name):.1f}x, "
+                f"up to the first prediction {self.first_ratio(name):.1f}x"
+            )
+        ours, base = self.importing
+        lines.append(f"import mixerzoo {ours:.2f}, torch and timm alone {base:.2f}: {self.import_overhead:+.2f}")
+        return "\n".join(lines)
 
 
 def time_loading(build: Callable[[], nn.Module], image: torch.Tensor) -> LoadTimes:
@@ -93,18 +136,11 @@ def _medians(times: list[LoadTimes]) -> LoadTimes:
     )
 
 
+def run_races() -> LoadRaces:
+    """Run the load race of every model, and the import race."""
+    return LoadRaces({name: race_loading(name) for name in MODELS}, race_import())
+
+
 def report() -> str:
     """Run both races and lay the figures out as a table."""
-    lines = ["seconds            create+load  first forward  second forward"]
-    for name in MODELS:
-        ours, theirs = race_loading(name)
-        for side, t in (("mixerzoo", ours), ("timm", theirs)):
-            lines.append(f"{name} {side:9}  {t.create:10.3f}  {t.first:13.3f}  {t.second:14.3f}")
-        together = (theirs.create + theirs.first) / (ours.create + ours.first)
-        lines.append(
-            f"{name} timm / mixerzoo: create+load {theirs.create / ours.create:.1f}x, "
-            f"up to the first prediction {together:.1f}x"
-        )
-    ours_import, base = race_import()
-    lines.append(f"import mixerzoo {ours_import:.2f}, torch and timm alone {base:.2f}: {ours_import - base:+.2f}")
-    return "\n".join(lines)
+    return str(run_races())

@@ -7,12 +7,13 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from mixerzoo.bench.gpu.suite import Part, Request, run_suite
+from mixerzoo.bench.gpu.parts import run_part
+from mixerzoo.bench.gpu.request import Part, Request
 from mixerzoo.errors import MixerzooError
 
 
 def main() -> None:
-    """Run one part; exit status 1 if a case failed or nothing could be run."""
+    """Run one part; exit status 1 if something failed."""
     parser = argparse.ArgumentParser(prog="python -m mixerzoo.bench.gpu", description=__doc__)
     parser.add_argument("--part", choices=get_args(Part), required=True)
     parser.add_argument("--out", type=Path, default=Path())
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("--record", action="store_true")
     options = parser.parse_args()
     try:
-        passed = run_suite(Request(**vars(options)), lambda line: print(line, flush=True))  # noqa: T201
+        passed = run_part(Request(**vars(options)), lambda line: print(line, flush=True))  # noqa: T201
     except MixerzooError as error:
         sys.exit(f"error: {error}")
     sys.exit(0 if passed else 1)

@@ -21,6 +21,7 @@ from mixerzoo.bench.gpu.checks import (
     first_images,
     relative_error,
 )
+from mixerzoo.bench.gpu.engine import engine_checks
 from mixerzoo.bench.gpu.guards import CANARIES, Guards, same_bits
 from mixerzoo.bench.gpu.inputs import (
     Call,
@@ -45,6 +46,8 @@ __all__ = ["branch_checks", "cases", "far_checks", "kernel_checks", "run_case"]
 
 def run_case(case: Case) -> Outcome:
     """Run one case of :func:`cases`."""
+    if case["kind"] == "engine":
+        return _outcome(engine_checks(case))
     setting = setting_of(case)
     with precision(setting.numerics):
         if case["kind"] == "kernel":
@@ -53,6 +56,10 @@ def run_case(case: Case) -> Outcome:
             checks = far_checks(case["backend"], setting)
         else:
             checks = branch_checks(case, setting)
+    return _outcome(checks)
+
+
+def _outcome(checks: list[Check]) -> Outcome:
     failures = [str(check) for check in checks if not check.passed]
     figures: dict[str, Any] = {check.name: {"passed": check.passed} | check.measured for check in checks}
     return Outcome(failures, {"checks": figures})

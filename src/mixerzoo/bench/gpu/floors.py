@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from mixerzoo.config import MixerConfig
+
 _BLOCK = 128  # channels for which a program of the fused token mixing streams all weights once
 _BYTES = 2  # bfloat16 and float16
 
@@ -24,11 +26,13 @@ class Phase:
         operations: Floating-point operations of its products.
         memory: Bytes that must go to or come from memory.
         l2: Bytes that go through the L2 cache.
+        numerics: How the products run: a name among the rates.
     """
 
     operations: float
     memory: float
     l2: float = 0.0
+    numerics: str = "bfloat16"
 
 
 def token_phases(images: int, shape: Sequence[int], training: bool) -> list[Phase]:
@@ -93,6 +97,38 @@ def phases_of(op: str, images: int, shape: Sequence[int], training: bool) -> lis
     return (token_phases if op == "token_mlp" else channel_phases)(images, shape, training)
 
 
+def quantised_channel_phases(images: int, shape: Sequence[int]) -> list[Phase]:
+    """Channel mixing with products of FP8 operands; quantisation is in LayerNorm and in the first epilogue."""
+    tokens, channels, hidden = shape
+    x, wide = images * tokens * channels * _BYTES, images * tokens * hidden
+    unit, weight = 2.0 * images * prod(shape), channels * hidden
+    return [
+        Phase(0.0, x + x / _BYTES),
+        Phase(unit, x / _BYTES + wide + weight, numerics="fp8"),
+        Phase(unit, wide + 2 * x + weight, numerics="fp8"),
+    ]
+
+
+def model_phases(images: int, config: MixerConfig, quantised: bool = False) -> list[Phase]:
+    """A whole model's inference from float32 images to logits.
+
+    Args:
+        images: N.
+        config: Sizes.
+        quantised: Whether the products of channel mixing run in FP8.
+    """
+    tokens, channels = config.num_tokens, config.embed_dim
+    height, width = config.image_hw
+    x, pixels = images * tokens * channels * _BYTES, images * config.in_chans * height * width * 4
+    patch = config.in_chans * config.patch_size**2
+    wide = (tokens, channels, config.channels_mlp_dim)
+    channel = quantised_channel_phases(images, wide) if quantised else channel_phases(images, wide, False)
+    block = [*token_phases(images, (tokens, channels, config.tokens_mlp_dim), False), *channel]
+    stem = Phase(2.0 * images * tokens * channels * patch, pixels + x + channels * patch * _BYTES)
+    head = Phase(2.0 * images * channels * config.num_classes, x + channels * config.num_classes * _BYTES)
+    return [stem, *block * config.depth, head]
+
+
 def floor(phases: Sequence[Phase], rates: Mapping[str, float | None]) -> float | None:
     """Microseconds that the phases take at best; None without rates.
 
@@ -100,10 +136,13 @@ def floor(phases: Sequence[Phase], rates: Mapping[str, float | None]) -> float |
         phases: One after the other.
         rates: As :func:`mixerzoo.bench.gpu.ceilings.measure` returns them.
     """
-    products, copy, l2 = rates.get("bfloat16"), rates.get("copy"), rates.get("l2")
-    if products is None or copy is None or l2 is None:
-        return None
-    return sum(max(p.operations / products, p.memory / copy, p.l2 / l2) for p in phases) / 1e6
+    total = 0.0
+    for phase in phases:
+        products, copy, l2 = rates.get(phase.numerics), rates.get("copy"), rates.get("l2")
+        if products is None or copy is None or l2 is None:
+            return None
+        total += max(phase.operations / products, phase.memory / copy, phase.l2 / l2)
+    return total / 1e6
 
 
 def amounts(phases: Sequence[Phase]) -> dict[str, Any]:

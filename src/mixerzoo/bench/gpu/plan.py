@@ -38,7 +38,7 @@ def cases(rehearsal: bool) -> list[Case]:
     sizes = _TOY if rehearsal else [_FUSED[0], _AWKWARD, _OWN, *_FUSED[1:]]
     first, rest = sizes[:2], sizes[2:]
     planned = [*_branches(first, rehearsal, 0), *_streams(first[:1], rehearsal), *_kernels(first, rehearsal)]
-    planned += _branches(rest, rehearsal, len(first))
+    planned += [*_engines(rehearsal), *_branches(rest, rehearsal, len(first))]
     if rehearsal:
         return [*planned, *_far(3, 3)]
     planned += [case for size in _LARGE for case in _large(size)]
@@ -99,6 +99,29 @@ def _kernels(sizes: list[Size], rehearsal: bool) -> Iterator[Case]:
     for (i, size), (op, kernel), (j, numerics) in itertools.product(enumerate(sizes), pairs, enumerate(modes)):
         case = _branch_case(op, "triton", size, numerics, ("tanh", "erf")[j % 2], (i + j) % 2 == 0)  # type: ignore[arg-type]
         yield case | {"kind": "kernel", "kernel": kernel, "label": f"kernel {kernel} {size[0]} {numerics}"}
+
+
+def _engines(rehearsal: bool) -> Iterator[Case]:
+    """Whole models by the engine's programs. What they run follows the operations' record, so they count for it."""
+    small: dict[str, object] = {"depth": 2, "patch_size": 4}
+    sizes: dict[str, dict[str, object]] = {
+        "B/16": {},
+        "49 tokens": small | {"img_size": 28, "embed_dim": 512, "tokens_mlp_dim": 256, "channels_mlp_dim": 2048},
+        "odd": small | {"img_size": (30, 41), "embed_dim": 80, "tokens_mlp_dim": 37, "channels_mlp_dim": 208},
+    }
+    if rehearsal:
+        sizes = {"toy": small | {"img_size": 12, "embed_dim": 32, "tokens_mlp_dim": 20, "channels_mlp_dim": 48}}
+    programs = [("fused", "bfloat16"), ("fused", "float16"), ("fp8", "bfloat16")]
+    for (name, config), (program, numerics), act in itertools.product(sizes.items(), programs, ("tanh", "erf")):
+        yield {
+            "label": f"engine {program} {name} {numerics} {act}",
+            "kind": "engine",
+            "op": "channel_mlp",
+            "program": program,
+            "config": config | {"act": act},
+            "numerics": numerics,
+            "images": 3 if rehearsal else 13,
+        }
 
 
 def _large(size: Size) -> Iterator[Case]:

@@ -1,4 +1,4 @@
-"""The parent of the GPU suite: plans a part, has workers run it, writes down every result as it comes."""
+"""The parent of the parts about operations: plans a part, has workers run it, writes down every result as it comes."""
 
 from __future__ import annotations
 
@@ -6,25 +6,21 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
-
-import torch
+from dataclasses import asdict
+from typing import Any
 
 from mixerzoo.bench.circumstances import gpu_circumstances
 from mixerzoo.bench.gpu import correctness, ops
 from mixerzoo.bench.gpu.cases import Case, Result
 from mixerzoo.bench.gpu.pool import GRACE, run_cases
 from mixerzoo.bench.gpu.record import record_correctness, record_fastest
+from mixerzoo.bench.gpu.request import Request
 from mixerzoo.bench.gpu.summary import one_line, summary
 from mixerzoo.errors import ConfigError
 from mixerzoo.ops.backends.triton import interpreted
 from mixerzoo.ops.cards import CARDS
 
-Part = Literal["correctness", "ops", "tiles"]
-
-_PARTS = {
+OPERATION_PARTS = {
     "correctness": (correctness.cases, correctness.__name__),
     "ops": (ops.cases, ops.__name__),
     "tiles": (ops.tile_cases, ops.__name__),
@@ -34,27 +30,8 @@ _PARTS = {
 _MOST_WORKERS = 6  # compiling keeps a core busy, and the card has memory for as many contexts
 
 
-@dataclass(frozen=True)
-class Request:
-    """What was asked for.
-
-    Attributes:
-        part: ``"correctness"`` or ``"ops"``.
-        out: Folder that receives ``gpu-PART.jsonl`` (a line a case, as it finishes) and ``gpu-PART.json``.
-        minutes: The whole run; no case starts in the last of them.
-        record: Enter the card into the package's table.
-        match: Run only the cases whose label contains this.
-    """
-
-    part: Part
-    out: Path
-    minutes: float = 8.0
-    record: bool = False
-    match: str = ""
-
-
 def run_suite(request: Request, say: Callable[[str], object]) -> bool:
-    """Run a part of the suite on the CUDA device, or rehearse it on the CPU under ``TRITON_INTERPRET=1``.
+    """Run a part about operations on the CUDA device, or rehearse it on the CPU under ``TRITON_INTERPRET=1``.
 
     Args:
         request: What to run.
@@ -64,12 +41,11 @@ def run_suite(request: Request, say: Callable[[str], object]) -> bool:
         Whether no case failed.
 
     Raises:
-        ConfigError: There is neither a CUDA device nor the interpreter, no case matches, or a rehearsal or a selection
-            of cases is to be recorded.
+        ConfigError: No case matches, or a rehearsal or a selection of cases is to be recorded.
     """
     rehearsal = interpreted()
     _check(request, rehearsal)
-    plan, worker = _PARTS[request.part]
+    plan, worker = OPERATION_PARTS[request.part]
     planned = [case for case in plan(rehearsal) if _wanted(case, request.match)]
     if all(request.match not in case["label"] for case in planned):
         raise ConfigError(f"No case of the part {request.part!r} has {request.match!r} in its label.")
@@ -88,19 +64,12 @@ def run_suite(request: Request, say: Callable[[str], object]) -> bool:
 
 
 def _check(request: Request, rehearsal: bool) -> None:
-    if not rehearsal and not torch.cuda.is_available():
-        raise ConfigError(
-            "There is no CUDA device here: run the GPU suite on a machine that has one, or rehearse it on the CPU with "
-            "TRITON_INTERPRET=1."
-        )
     if request.record and rehearsal:
         raise ConfigError("A rehearsal in the interpreter proves nothing about a card: leave --record out.")
     if request.record and request.part == "tiles":
         raise ConfigError("Tiles are chosen in the package's source, by hand: leave --record out.")
     if request.record and request.match:
         raise ConfigError("A card is recorded from a whole part: leave --match out, or --record.")
-    if not request.minutes > 0:
-        raise ConfigError(f"--minutes {request.minutes} must be more than 0.")
 
 
 def _claim(request: Request) -> None:

@@ -1,59 +1,34 @@
-"""A worker: ``python -m mixerzoo.bench.gpu.worker MODULE`` answers each JSON line with one.
+"""A worker of the GPU suite: ``python -m mixerzoo.bench.gpu.worker MODULE`` runs the cases that it is handed.
 
-``MODULE`` has a function ``run_case`` (:data:`mixerzoo.bench.gpu.cases.RunCase`). What libraries print to standard
-output goes to standard error, so that answers stay clean.
+``MODULE`` has a function ``run_case`` (:data:`mixerzoo.bench.gpu.cases.RunCase`).
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
-import json
-import math
-import os
 import sys
-import traceback
-from collections.abc import Iterable
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
 from mixerzoo.bench.gpu.cases import Case, RunCase
-
-
-def serve(module: str, cases: Iterable[str], answers: TextIO) -> None:
-    """Answer until the cases end or this process can no longer use its CUDA context.
-
-    Args:
-        module: Where ``run_case`` is.
-        cases: JSON lines.
-        answers: Receives one line to say that the worker is ready, and one a case.
-    """
-    run_case: RunCase = importlib.import_module(module).run_case
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    for line in cases:
-        answer = attempt(run_case, json.loads(line))
-        print(json.dumps(_plain(answer)), file=answers, flush=True)
-        if answer["context_lost"]:
-            return
-        _tidy()
+from mixerzoo.bench.workers.serving import Handle, last_calls, serve_standard_input
 
 
 def attempt(run_case: RunCase, case: Case) -> dict[str, Any]:
-    """Run one case; whatever goes wrong is part of the answer."""
+    """Run one case; whatever goes wrong is part of the answer. It is the last if the CUDA context is lost."""
     try:
         outcome = run_case(case)
         _synchronise()
     except Exception as error:
-        trace = traceback.format_exc().splitlines()[-12:]
         return {
             "failures": [f"{type(error).__name__}: {error}"],
-            "measured": {"traceback": trace},
+            "measured": {"traceback": last_calls()},
             "carry": {},
-            "context_lost": not _context_lives(),
+            "last": not _context_lives(),
         }
-    answer = {"failures": outcome.failures, "measured": outcome.measured, "carry": outcome.carry}
-    return answer | {"context_lost": False}
+    return {"failures": outcome.failures, "measured": outcome.measured, "carry": outcome.carry, "last": False}
 
 
 def _synchronise() -> None:
@@ -78,21 +53,17 @@ def _tidy() -> None:
         torch.cuda.empty_cache()
 
 
-def _plain(value: Any) -> Any:
-    """The value with ``nan`` and ``inf`` as text, because JSON has no word for them."""
-    if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _handler() -> Handle:
+    run_case: RunCase = importlib.import_module(sys.argv[1]).run_case
 
+    def handle(case: Case) -> dict[str, Any]:
+        answer = attempt(run_case, case)
+        if not answer["last"]:
+            _tidy()
+        return answer
 
-def main() -> None:
-    """Serve standard input."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.argv[1], sys.stdin, answers)
+    return handle
 
 
 if __name__ == "__main__":
-    main()
+    serve_standard_input(_handler)
