@@ -179,6 +179,13 @@ def test_ahead_of_time_compilation_serves_every_batch_size(model, tmp_path, dtyp
     assert torch.equal(again(images), fast(images))
 
 
+def test_ahead_of_time_compilation_for_single_images(model):
+    fast = mixerzoo.optimize(model, dtype=torch.float32, program="compiled", max_batch_size=1)
+    images = images_for(model, 2)
+    with torch.no_grad():
+        assert relative(fast(images), model(images)) < 1e-5
+
+
 def test_just_in_time_compilation_compiles_twice_at_most(model, monkeypatch):
     """As on devices other than CPUs: once for one image, once for more."""
     runner = PROGRAMS["compiled"]

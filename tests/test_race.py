@@ -12,6 +12,7 @@ from helpers import run_cli
 from typer.testing import CliRunner
 
 from mixerzoo import Mixer
+from mixerzoo.bench.folder import FolderRace
 from mixerzoo.bench.gpu.floors import floor, model_phases
 from mixerzoo.bench.gpu.parts import run_part
 from mixerzoo.bench.gpu.request import Request
@@ -398,9 +399,10 @@ def test_targets_of_the_cpu_follow_from_the_figures():
         rate=operations / 0.5 / 0.975,
     )
     int8 = made_up({"mixerzoo int8": 0.3, "openvino int8": 0.29}, **B16, says="program: native\nmore")
-    found = cpu_targets([bf16, int8], LOADED)
-    assert [target.verdict for target in found] == ["met", "met", "NOT met", "met", "NOT met"]
-    fastest, share, quantised, created, imported = found
+    found = cpu_targets([bf16, int8], LOADED, FolderRace(decoding=200.0, model=40.0, together=37.0))
+    assert [target.verdict for target in found] == ["met", "met", "NOT met", "met", "NOT met", "met"]
+    fastest, share, quantised, created, imported, files = found
+    assert files.measured == pytest.approx(92.5)
     assert fastest.measured == pytest.approx(1.1)
     assert "over openvino bf16, the fastest" in fastest.what
     assert share.measured == pytest.approx(97.5)
@@ -418,7 +420,7 @@ def test_a_target_without_figures_is_never_met():
     assert against(alone, [("openvino", "bf16")], 1.0).verdict == "not measured"
     assert "without openvino bf16" in str(against(alone, [("openvino", "bf16")], 1.0))
     failed = made_up({"mixerzoo bf16": 0.5, "openvino bf16": 1.0}, **B16, failure="it died")
-    assert [target.verdict for target in cpu_targets([failed], None)] == ["NOT met", "NOT met"]
+    assert [target.verdict for target in cpu_targets([failed], None, None)] == ["NOT met", "NOT met"]
     assert Target("time", 0.6, 0.6, at_most=True).verdict == "met"
     assert Target("time", 0.6, 0.61, at_most=True).verdict == "NOT met"
 

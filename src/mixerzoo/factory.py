@@ -18,7 +18,6 @@ from mixerzoo.checks import check_choice
 from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
 from mixerzoo.errors import ConfigError
-from mixerzoo.model import Mixer
 from mixerzoo.names import Resolved, check_cfg_keys, get_pretrained_cfg, resolve
 from mixerzoo.resize import Resize, resized_config
 from mixerzoo.zoo import VARIANTS
@@ -168,9 +167,10 @@ def data_config(model_or_name: nn.Module | str) -> dict[str, Any]:
         cfg = get_pretrained_cfg(model_or_name).to_dict()
     else:
         cfg = dict(getattr(model_or_name, "pretrained_cfg", None) or {"mean": (0.5,) * 3, "std": (0.5,) * 3})
-        mixer = next((m for m in model_or_name.modules() if isinstance(m, Mixer)), None)
-        if mixer is not None:
-            cfg["input_size"] = (mixer.in_chans, *mixer.config.image_hw)
+        configs = (getattr(module, "config", None) for module in model_or_name.modules())
+        sizes = next((config for config in configs if isinstance(config, MixerConfig)), None)
+        if sizes is not None:
+            cfg["input_size"] = (sizes.in_chans, *sizes.image_hw)
     config: dict[str, Any] = timm.data.resolve_data_config({}, pretrained_cfg=cfg)
     channels = config["input_size"][0]
     for name in ("mean", "std"):

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from mixerzoo.bench import conversion, kernels, load
+from mixerzoo.bench import agreement, conversion, kernels, load
 from mixerzoo.bench.circumstances import circumstances
 from mixerzoo.bench.gpu.parts import run_part
 from mixerzoo.bench.gpu.request import Part, Request
@@ -16,7 +16,7 @@ from mixerzoo.bench.race.cpu_suite import CpuSuite, run_cpu_suite
 from mixerzoo.bench.race.single import SingleRace, race_once
 from mixerzoo.errors import ConfigError
 
-Suite = Literal["cpu", "gpu", "load", "convert", "kernels"]
+Suite = Literal["cpu", "gpu", "load", "convert", "kernels", "agreement"]
 
 _RACE = "--model"
 _BELONGS: Mapping[str, tuple[str, ...]] = {
@@ -30,6 +30,7 @@ _BELONGS: Mapping[str, tuple[str, ...]] = {
     "--part": ("--suite gpu",),
     "--match": ("--suite gpu",),
     "--record": ("--suite gpu",),
+    "--data": ("--suite agreement",),
 }
 """What each option is for."""
 
@@ -40,7 +41,7 @@ def bench_command(
         typer.Option(
             help="cpu: every target for the CPU. gpu: one part of those for a CUDA device. load: create, load, first "
             "forward. convert: a Flax file of 794 MiB, time and memory. kernels: what the fused operations take on "
-            "cards that need not be there, as Markdown."
+            "cards that need not be there, as Markdown. agreement: reduced precisions against float32 on --data."
         ),
     ] = None,
     model: Annotated[
@@ -74,12 +75,13 @@ def bench_command(
     record: Annotated[
         bool, typer.Option("--record", help="gpu: enter this card into the package's table (from a source tree).")
     ] = False,
+    data: Annotated[Path | None, typer.Option(help="agreement: folder with CIFAR-10 as test/<class>/*.jpg.")] = None,
     more: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
 ) -> None:
     """Measure on this machine: race a model against its peers, or run a suite."""
     batch_size, peers = _share_out(more or [], batch_size, peers)
     if (suite is None) == (model is None):
-        raise ConfigError("mixerzoo bench needs either --model NAME or --suite cpu, gpu, load, convert or kernels.")
+        raise ConfigError(f"mixerzoo bench needs either --model NAME or --suite {', '.join(get_args(Suite))}.")
     given = {
         "--batch-size": batch_size,
         "--dtype": dtype,
@@ -91,6 +93,7 @@ def bench_command(
         "--part": part,
         "--match": match or None,
         "--record": record or None,
+        "--data": data,
     }
     _check_options(f"--suite {suite}" if suite else _RACE, [name for name, value in given.items() if value is not None])
     rounds = 7 if rounds is None else rounds
@@ -105,18 +108,23 @@ def bench_command(
         passed = run_part(Request(part, out, 8.0 if minutes is None else minutes, record, match), typer.echo)
     else:
         passed = True
-        _run_simple(suite)
+        _run_simple(suite, data)
     if not passed:
         raise typer.Exit(1)
 
 
-def _run_simple(suite: Suite | None) -> None:
+def _run_simple(suite: Suite | None, data: Path | None) -> None:
     """A suite that only prints."""
+    if suite == "agreement" and data is None:
+        raise ConfigError("The agreement suite needs --data FOLDER with CIFAR-10 as test/<class>/*.jpg.")
     if suite == "kernels":
         typer.echo(kernels.report())
         return
     typer.echo("  ".join(f"{key} {value}" for key, value in circumstances().items()))
-    typer.echo(load.report() if suite == "load" else conversion.report())
+    if suite == "agreement" and data is not None:
+        typer.echo(agreement.report(data))
+    else:
+        typer.echo(load.report() if suite == "load" else conversion.report())
 
 
 def _share_out(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from torch import nn
 from tqdm import tqdm
 
-from mixerzoo import factory
+from mixerzoo import engine, factory
 from mixerzoo.cli.device import usable_device
 from mixerzoo.data.images import find_images
 from mixerzoo.errors import HubUnreachableError
@@ -31,6 +31,12 @@ def predict_command(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images that go through the model together.")] = 16,
     device: Annotated[str, typer.Option(help="Where to run, for instance cpu or cuda.")] = "cpu",
+    optimize: Annotated[
+        bool, typer.Option("--optimize", help="Run the fastest form for this machine, in bfloat16; says which it is.")
+    ] = False,
+    quantize: Annotated[
+        Literal["int8", "fp8"] | None, typer.Option(help="Quantise matrix products as well; implies --optimize.")
+    ] = None,
 ) -> None:
     """Classify image files.
 
@@ -38,6 +44,10 @@ def predict_command(
     """
     images, target = find_images(paths), usable_device(device)
     classifier = _load(model).to(target)
+    if optimize or quantize:
+        fast = engine.optimize(classifier, quantize=quantize, max_batch_size=batch_size)
+        typer.echo(str(fast.report()).splitlines()[0], err=True)
+        classifier = fast
     failed = 0
     predictions = predict(classifier, images, top_k=top_k, batch_size=batch_size)
     for prediction in tqdm(predictions, total=len(images), unit="image", disable=None if len(images) > 1 else True):

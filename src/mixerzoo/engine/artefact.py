@@ -38,6 +38,8 @@ class Artefact:
         request: What it was asked for.
         tensors: What it packed.
         passed_over: Why no faster program was taken.
+        pretrained_cfg: The model's preprocessing and source of weights.
+        pretrained_head: Whether its head came with those weights.
         code: File of compiled code, if there is one.
     """
 
@@ -45,7 +47,9 @@ class Artefact:
     request: Request
     tensors: dict[str, Tensor]
     passed_over: dict[str, str]
-    code: Path | None
+    pretrained_cfg: dict[str, Any]
+    pretrained_head: bool
+    code: Path | None = None
 
 
 def write(artefact: Artefact, folder: Path) -> None:
@@ -68,6 +72,8 @@ def write(artefact: Artefact, folder: Path) -> None:
         "quantize": request.quantize,
         "compile": request.compile,
         "max_batch_size": request.max_batch_size,
+        "pretrained_cfg": artefact.pretrained_cfg,
+        "pretrained_head": artefact.pretrained_head,
     }
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +108,7 @@ def read(folder: Path, trusted: bool) -> Artefact:
             )
         request = _request(described)
         program, passed_over = str(described["program"]), dict(described["passed_over"])
+        pretrained_cfg, pretrained_head = dict(described["pretrained_cfg"]), bool(described["pretrained_head"])
         tensors = load_file(folder / _TENSORS, device=str(request.device))
     except FileNotFoundError as error:
         raise EngineError(
@@ -110,7 +117,7 @@ def read(folder: Path, trusted: bool) -> Artefact:
     except (OSError, KeyError, TypeError, ValueError, AttributeError, ConfigError, SafetensorError) as error:
         raise EngineError(f"{folder} is damaged ({error}): optimize the model again.") from error
     code = folder / _COMPILED if trusted and (folder / _COMPILED).exists() else None
-    return Artefact(program, request, tensors, passed_over, code)
+    return Artefact(program, request, tensors, passed_over, pretrained_cfg, pretrained_head, code)
 
 
 def _request(described: dict[str, Any]) -> Request:

@@ -129,11 +129,6 @@ def _fold_layer(block: Any, keep: torch.dtype) -> FoldedLayer:
 
 def _check_plain(model: Mixer) -> None:
     """Refuse a model whose modules are not those that folding reads."""
-    if type(model) is not Mixer:
-        raise EngineError(
-            f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
-            "mixerzoo.create_model (without features_only)."
-        )
     plain = {Mixer, MixerBlock, Mlp, PatchEmbed, nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Sequential}
     plain |= {nn.Identity, nn.Dropout, DropPath}
     for name, module in model.named_modules():

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mixerzoo.checks import check_integer
-from mixerzoo.engine.artefact import read
+from mixerzoo.engine.artefact import Artefact, read
 from mixerzoo.engine.folding import fold
 from mixerzoo.engine.optimized import OptimizedMixer
 from mixerzoo.engine.program import QUANTISATIONS, Program, Quantisation, Request
@@ -23,7 +23,7 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def optimize(
-    model: Mixer,
+    model: nn.Module,
     *,
     dtype: torch.dtype = torch.bfloat16,
     quantize: Quantisation | None = None,
@@ -55,15 +55,23 @@ def optimize(
         A module without parameters, from images to the model's outputs in float32 (float64 if ``dtype`` is).
 
     Raises:
-        EngineError: The model was changed in a way that folding does not see, or nothing can serve the request.
+        EngineError: The model is no Mixer or was changed in a way that folding does not see, or nothing can serve the
+            request.
         ConfigError: An argument is of no known value.
     """
+    if not isinstance(model, Mixer):
+        raise EngineError(
+            f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
+            "mixerzoo.create_model (without features_only)."
+        )
     request = _request(model, dtype, quantize, compile, max_batch_size, device)
     folded = fold(model)
     chosen, passed_over = choose(request, program)
     images = None if calibration is None else _checked(calibration, request)
     tensors = chosen.pack(folded, request, images)
-    fast = OptimizedMixer(chosen, request, tensors, passed_over)
+    cfg = {name: value for name, value in (getattr(model, "pretrained_cfg", None) or {}).items() if _is_data(value)}
+    artefact = Artefact(chosen.name, request, tensors, passed_over, cfg, model.pretrained_head)
+    fast = OptimizedMixer(chosen, artefact)
     if images is not None:
         fast.measure_agreement(model, images)
     return fast
@@ -91,7 +99,7 @@ def load_optimized(folder: str | Path, *, trusted: bool = False) -> OptimizedMix
         raise EngineError(
             f"{folder} is damaged (its tensors are not those of its configuration): optimize the model again."
         )
-    return OptimizedMixer(program, artefact.request, artefact.tensors, artefact.passed_over, artefact.code)
+    return OptimizedMixer(program, artefact)
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -143,15 +151,15 @@ def _request(
         raise ConfigError(f"quantize={quantize!r} is unknown: use None, 'int8' or 'fp8'.")
     if max_batch_size is not None:
         check_integer("max_batch_size", max_batch_size, minimum=1)
-    if not isinstance(model, Mixer):
-        raise EngineError(
-            f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
-            "mixerzoo.create_model (without features_only)."
-        )
     where = model.stem.proj.weight.device if device is None else torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise EngineError(f"device={str(where)!r} was asked for, and there is no CUDA device here: leave device=None.")
     return Request(model.config, where, dtype, quantize, compile, max_batch_size)
+
+
+def _is_data(value: object) -> bool:
+    """Whether a value survives being written as JSON."""
+    return value is None or isinstance(value, bool | int | float | str | list | tuple)
 
 
 def _checked(calibration: Tensor, request: Request) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from mixerzoo.config import GlobalPool
 from mixerzoo.engine.artefact import Artefact, write
 from mixerzoo.engine.folding import normalise
-from mixerzoo.engine.program import Program, Request
+from mixerzoo.engine.program import Program
 from mixerzoo.errors import EngineError, InputSizeError
 from mixerzoo.model import Mixer
 
@@ -49,29 +51,39 @@ class OptimizedMixer(nn.Module):
 
     Args:
         program: What runs it.
+        artefact: What it runs on.
+
+    Attributes:
+        config: The model's sizes and numerics.
         request: What was asked for.
-        tensors: What the program packed.
-        passed_over: Why no faster program runs.
-        code: Compiled code that an earlier run left; None to compile.
+        pretrained_cfg: The model's: preprocessing and source of the weights.
+        pretrained_head: The model's: whether the head came with those weights.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        request: Request,
-        tensors: Mapping[str, Tensor],
-        passed_over: Mapping[str, str],
-        code: Path | None = None,
-    ):
+    def __init__(self, program: Program, artefact: Artefact):
         super().__init__()
-        self.config = request.config
-        self.request = request
-        self._program = program.name
-        self._passed_over = dict(passed_over)
-        self._tensors = dict(tensors)
-        self._runner = program.start(tensors, request, code)
+        self.request = artefact.request
+        self.config = artefact.request.config
+        self.pretrained_cfg, self.pretrained_head = dict(artefact.pretrained_cfg), artefact.pretrained_head
+        self._artefact, self._tensors = artefact, artefact.tensors
+        self._runner = program.start(artefact.tensors, artefact.request, artefact.code)
         self._agreement: float | None = None
         self.eval()
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return self.config.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the input image."""
+        return self.config.in_chans
+
+    @property
+    def global_pool(self) -> GlobalPool:
+        """How tokens are pooled before the head: ``"avg"``, or ``""`` for not at all."""
+        return self.config.global_pool
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in_chans, H, W) -> logits (N, num_classes), or what else the model's ``forward`` returns.
@@ -134,7 +146,9 @@ class OptimizedMixer(nn.Module):
         limit = self.request.max_batch_size
         pieces = () if limit is None else (f"Batches of more than {limit} images are cut into pieces.",)
         notes = (folded, *self._runner.notes, *pieces)
-        return EngineReport(self._program, str(self.request.device), notes, self._passed_over, self._agreement)
+        return EngineReport(
+            self._artefact.program, str(self.request.device), notes, self._artefact.passed_over, self._agreement
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write a folder from which :func:`mixerzoo.load_optimized` starts without folding and packing again.
@@ -145,7 +159,7 @@ class OptimizedMixer(nn.Module):
         Raises:
             EngineError: It exists already or cannot be written.
         """
-        write(Artefact(self._program, self.request, self._tensors, self._passed_over, self._runner.code), Path(folder))
+        write(dataclasses.replace(self._artefact, code=self._runner.code), Path(folder))
 
     def measure_agreement(self, model: Mixer, images: Tensor) -> float:
         """Share of images whose first class is that of the model, which the report names from then on.

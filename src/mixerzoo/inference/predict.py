@@ -53,7 +53,7 @@ def predict(
     flag is restored after every batch.
 
     Args:
-        model: A classifier from :func:`mixerzoo.create_model`.
+        model: A classifier from :func:`mixerzoo.create_model` or :func:`mixerzoo.optimize`.
         images: One image or several: files, folders (searched recursively) and PIL images.
         top_k: How many classes to return for each (at most all).
         batch_size: Images that go through the model together.
@@ -102,7 +102,7 @@ def _predict(
     names = _class_names(model, num_classes)
     transform = create_transform(model)
     mode: Literal["RGB", "L"] = "L" if getattr(model, "in_chans", 3) == 1 else "RGB"
-    parameter = next(model.parameters())
+    parameter = next(model.parameters(), torch.empty(0))  # an optimized model has none and moves images itself
 
     def read(source: str, item: _Item) -> Tensor | ImageError:
         try:

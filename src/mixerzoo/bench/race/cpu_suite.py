@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixerzoo.bench import load
+from mixerzoo.bench.folder import FolderRace, race_folder
 from mixerzoo.bench.race import targets
 from mixerzoo.bench.race.plan import field_of, plan_races
 from mixerzoo.bench.race.results import RaceResult
@@ -41,7 +42,7 @@ class CpuSuite:
         minutes: When nothing new starts; None for no limit.
         models: Variants to race.
         batch_sizes: Batch sizes to race at.
-        with_loading: Whether the load and import races are run as well.
+        with_loading: Whether the races of loading, importing and files are run as well.
     """
 
     out: Path
@@ -54,7 +55,7 @@ class CpuSuite:
 
 
 def run_cpu_suite(suite: CpuSuite, say: Say) -> bool:
-    """Run the races of whole models, in bfloat16 and int8, then those of loading and importing.
+    """Run the races of whole models, in bfloat16 and int8, then those of loading, importing and files.
 
     Args:
         suite: What to run.
@@ -82,21 +83,22 @@ def run_cpu_suite(suite: CpuSuite, say: Say) -> bool:
     results = [
         result for dtype, field in fields.items() for result in run_all(races[dtype], field, report, say, deadline)
     ]
-    loaded = None
+    loaded = files = None
     if suite.with_loading and time.monotonic() < deadline:
-        loaded = load.run_races()
-        report.note(load=loaded)
-        say(str(loaded))
-    report.finish(say, cpu_targets(results, loaded))
+        loaded, files = load.run_races(), race_folder()
+        report.note(load=loaded, folder=files)
+        say(f"{loaded}\n{files}")
+    report.finish(say, cpu_targets(results, loaded, files))
     return all(result.lanes[0].counts for result in results)
 
 
-def cpu_targets(results: Sequence[RaceResult], loaded: load.LoadRaces | None) -> list[Target]:
-    """The targets that races of whole models, of loading and of importing have something to say about.
+def cpu_targets(results: Sequence[RaceResult], loaded: load.LoadRaces | None, files: FolderRace | None) -> list[Target]:
+    """The targets that races of whole models, of loading, of importing and of files have something to say about.
 
     Args:
         results: Races, each with ours first.
         loaded: The load and import races; None if they were not run.
+        files: The race of a folder of photographs; None if it was not run.
     """
     found = []
     for result in results:
@@ -108,4 +110,6 @@ def cpu_targets(results: Sequence[RaceResult], loaded: load.LoadRaces | None) ->
             found.append(targets.share_of_products(result, percent))
     if loaded is not None:
         found += [*targets.loading(loaded, 10.0), targets.importing(loaded, 0.1)]
+    if files is not None:
+        found.append(targets.from_files(files, 90.0))
     return found

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from mixerzoo.bench.folder import FolderRace
 from mixerzoo.bench.load import LoadRaces
 from mixerzoo.bench.race.results import RaceResult
 from mixerzoo.bench.race.terms import Dtype
@@ -129,6 +130,11 @@ def loading(races: LoadRaces, wanted: float) -> Sequence[Target]:
         )
         for name in races.loading
     ]
+
+
+def from_files(race: FolderRace, percent: float) -> Target:
+    """Files to predictions, of the slower of decoding alone and the model alone."""
+    return Target("a folder of JPEG files to predictions", percent, 100 * race.share, " %", remark=str(race))
 
 
 def importing(races: LoadRaces, wanted: float) -> Target:

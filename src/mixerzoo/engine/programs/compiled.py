@@ -111,12 +111,9 @@ class CompiledRunner:
         """A package of compiled code and packed weights, in a folder that lives as long as this object."""
         folder = tempfile.mkdtemp(prefix="mixerzoo-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        count = torch.export.Dim("count", min=1, max=request.max_batch_size or 2**16)
-        config = request.config
-        example = torch.zeros(
-            min(3, request.max_batch_size or 3), config.in_chans, *config.image_hw, dtype=self._precise
-        )
-        dynamic = {"images": {0: count if len(example) > 1 else None}}
+        config, largest = request.config, request.max_batch_size or 2**16
+        example = torch.zeros(min(3, largest), config.in_chans, *config.image_hw, dtype=self._precise)
+        dynamic = {"images": {0: torch.export.Dim("count", min=1, max=largest) if largest > 1 else None}}
         with torch.no_grad():
             exported = torch.export.export(self._model, (example,), dynamic_shapes=dynamic)
             path = Path(folder) / "compiled.pt2"
