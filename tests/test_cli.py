@@ -106,6 +106,17 @@ def test_predict_folder_as_json_goes_on_past_bad_files(tmp_path):
     assert "Traceback" not in result.stderr
 
 
+def test_predict_optimized(root):
+    result = run_cli("predict", "examples/cat.png", *BUILT_IN, "--top-k", 1, "--optimize", cwd=root)
+    assert result.returncode == 0, result.stderr
+    assert "cat" in result.stdout
+    assert result.stderr.startswith("program: ")
+    refused = run_cli("predict", "examples/cat.png", *BUILT_IN, "--quantize", "fp8", cwd=root)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: Nothing can run quantize='fp8' on cpu")
+    assert "Traceback" not in refused.stderr
+
+
 def test_predict_bad_file_as_text(tmp_path):
     text = make_text(tmp_path)
     result = run_cli("predict", text, *BUILT_IN)

@@ -282,3 +282,19 @@ def test_the_folded_module_is_the_model_in_float64():
     images = images_for(model, dtype=torch.float64)
     with torch.no_grad():
         assert relative(FoldedForward(named(fold(model)), request)(images), model(images)) < 1e-12
+
+
+def test_torchao_serves_int8_where_our_own_does_not(model):
+    pytest.importorskip("torchao")
+    images = images_for(model)
+    fast = mixerzoo.optimize(model, quantize="int8", compile=False, dtype=torch.float32)
+    assert fast.report().program == "torchao"
+    assert fast.report().passed_over["native"] == "it has to be compiled, and compile=False"
+    with torch.no_grad():
+        assert relative(fast(images), model(images)) < 0.03
+
+
+def test_int8_without_a_program_names_what_to_install(model, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
+    with pytest.raises(EngineError, match=r"torchao is not installed \(pip install 'mixerzoo\[quant\]'\)"):
+        mixerzoo.optimize(model, quantize="int8", compile=False)

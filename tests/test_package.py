@@ -34,6 +34,8 @@ def test_wheel_carries_what_it_needs(wheel):
         names = archive.namelist()
         assert archive.getinfo(ASSET).file_size <= 4 * 2**20
     assert "mixerzoo/py.typed" in names
+    for source in ("mixer.cpp", "tile.h", "vectors.h", "model.h", "bf16.h", "int8.h"):
+        assert f"mixerzoo/kernels/cpu/{source}" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests") or "__pycache__" in name]
 

@@ -126,3 +126,14 @@ def test_real_photographs(shared_data, model):
     predictions = list(mixerzoo.predict(model, photos, top_k=1))
     assert len(predictions) == len(photos) == 12
     assert all(p.error is None for p in predictions)
+
+
+def test_an_optimized_model_predicts_what_the_model_predicts(tmp_path, model):
+    fast = mixerzoo.optimize(model, dtype=torch.float32, compile=False)
+    images = [gradient(64, 48), gradient(20, 90)]
+    assert mixerzoo.labels(fast) == mixerzoo.labels(model)
+    fast.save(tmp_path / "fast")
+    for other in (fast, mixerzoo.load_optimized(tmp_path / "fast")):
+        for expected, found in zip(mixerzoo.predict(model, images), mixerzoo.predict(other, images), strict=True):
+            assert found.labels == expected.labels
+            assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)

@@ -583,3 +583,13 @@ def test_ours_races_itself_in_the_fp8_part(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *device: (9, 0))
     field = gpu_parts._field(gpu_parts.RACE_PARTS["fp8"])
     assert [entry.label for entry in field.entries][:2] == ["mixerzoo fp8", "mixerzoo bf16"]
+
+
+def test_agreement_needs_data(tmp_path):
+    done = run_cli("bench", "--suite", "agreement")
+    assert done.returncode == 1
+    assert "needs --data FOLDER" in done.stderr
+    done = run_cli("bench", "--suite", "agreement", "--data", tmp_path)
+    assert done.returncode == 1
+    assert "has no folder named test or val" in done.stderr
+    assert "--data belongs to --suite agreement" in run_cli("bench", "--suite", "load", "--data", tmp_path).stderr

@@ -113,9 +113,9 @@ class CompiledRunner:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         config, largest = request.config, request.max_batch_size or 2**16
         example = torch.zeros(min(3, largest), config.in_chans, *config.image_hw, dtype=self._precise)
-        dynamic = {"images": {0: torch.export.Dim("count", min=1, max=largest) if largest > 1 else None}}
+        count = torch.export.Dim("count", min=1, max=largest) if largest > 1 else torch.export.Dim.STATIC
         with torch.no_grad():
-            exported = torch.export.export(self._model, (example,), dynamic_shapes=dynamic)
+            exported = torch.export.export(self._model, (example,), dynamic_shapes={"images": {0: count}})
             path = Path(folder) / "compiled.pt2"
             frozen = request.dtype != torch.float64  # oneDNN packs no float64, and frozen code asks it to
             torch._inductor.aoti_compile_and_package(
