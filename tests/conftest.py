@@ -19,6 +19,7 @@ os.environ |= {
     "HTTPS_PROXY": "http://127.0.0.1:9",  # nobody listens there: the outside world is unreachable at once
     "NO_PROXY": "127.0.0.1,localhost",
     "TRITON_INTERPRET": "1",  # kernels run on the CPU; a card has the GPU suite
+    "XDG_CACHE_HOME": f"{_HF_HOME.name}/cache",  # compiled code
     "OMP_NUM_THREADS": "1",  # the models are small: more threads only wait for each other
 }
 for _name in ("HF_HUB_OFFLINE", "https_proxy", "HF_TOKEN"):

@@ -1,7 +1,11 @@
 """``mixerzoo.optimize``: folding, choice of a program, what the result can do and what it refuses."""
 
 import concurrent.futures
+import copy
 import dataclasses
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 import mixerzoo
 from mixerzoo.engine.folding import fold
+from mixerzoo.engine.program import make_request
 from mixerzoo.engine.programs import PROGRAMS
 from mixerzoo.engine.programs.compiled import FoldedForward
 from mixerzoo.engine.tensors import named
@@ -210,8 +215,11 @@ def test_agreement_is_measured_on_calibration_images(model):
     assert fast.report().agreement == 1
     assert "100.0 % of the calibration images" in str(fast.report())
     assert not model.training
-    other = randomised()
+    other = randomised().train()
+    other.norm.eval()
     assert fast.measure_agreement(other, images) < 1
+    assert other.training
+    assert not other.norm.training
 
 
 def test_the_report_names_what_was_passed_over(model):
@@ -228,11 +236,51 @@ def hooked():
     return model
 
 
-def replaced():
-    model = randomised()
-    model.blocks[1].norm1 = nn.Identity()
+def changed(change):
+    """A model after ``change(model)``."""
+
+    def make():
+        model = randomised()
+        change(model)
+        return model
+
+    return make
+
+
+def other_activation(model):
     model.blocks[0].mlp_tokens.act = nn.ReLU()
-    return model
+
+
+def no_norm(model):
+    model.blocks[1].norm1 = nn.Identity()
+
+
+def other_head(model):
+    model.head = nn.Sequential(nn.Dropout(0.1), model.head)
+
+
+def smaller_head(model):
+    model.head = nn.Linear(64, 5)
+
+
+def other_flavour(model):
+    model.blocks[1].mlp_tokens.act = nn.GELU()
+
+
+def other_eps(model):
+    model.blocks[0].norm1.eps = 1.0
+
+
+def pruned(model):
+    model.blocks[0].mlp_channels.fc1, model.blocks[0].mlp_channels.fc2 = nn.Linear(64, 64), nn.Linear(64, 64)
+
+
+def shorter(model):
+    model.blocks = model.blocks[:1]
+
+
+def partly_meta(model):
+    model.blocks[1].mlp_tokens.to("meta")
 
 
 @pytest.mark.parametrize(
@@ -241,7 +289,18 @@ def replaced():
         (lambda: nn.Linear(2, 2), {}, EngineError, "Only a mixerzoo.Mixer"),
         (lambda: mixerzoo.create_model("mixer_ti4_32", features_only=True), {}, EngineError, "features_only"),
         (hooked, {}, EngineError, "blocks.0 is watched by a hook"),
-        (replaced, {}, EngineError, "blocks.0.mlp_tokens.act is a ReLU"),
+        (changed(other_activation), {}, EngineError, "blocks.0.mlp_tokens.act is a ReLU"),
+        (changed(no_norm), {}, EngineError, "blocks.1.norm1 is a Identity"),
+        (changed(other_head), {}, EngineError, "head is a Sequential"),
+        (changed(smaller_head), {}, EngineError, "head has parameters of other sizes"),
+        (changed(other_flavour), {}, EngineError, "blocks.1.mlp_tokens.act has another approximate"),
+        (changed(other_eps), {}, EngineError, "blocks.0.norm1 has another eps"),
+        (changed(pruned), {}, EngineError, "blocks.0.mlp_channels.fc1 has parameters of other sizes"),
+        (changed(shorter), {}, EngineError, "blocks.1 is missing"),
+        (changed(partly_meta), {}, EngineError, "meta device"),
+        (randomised, {"device": "bogus"}, ConfigError, "device='bogus' does not exist"),
+        (randomised, {"device": "meta"}, ConfigError, "no such device"),
+        (randomised, {"compile": "yes"}, ConfigError, "compile='yes'"),
         (lambda: mixerzoo.Mixer(**SMALL, device="meta"), {}, EngineError, "meta device"),
         (randomised, {"quantize": "int4"}, ConfigError, "None, 'int8' or 'fp8'"),
         (randomised, {"dtype": torch.int8}, ConfigError, "torch.bfloat16"),
@@ -261,7 +320,7 @@ def test_refusals(make, arguments, error, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_no_cuda_device():
-    with pytest.raises(EngineError, match="no CUDA device"):
+    with pytest.raises(ConfigError, match="no such device here"):
         mixerzoo.optimize(randomised(), device="cuda")
 
 
@@ -272,6 +331,11 @@ def test_what_an_optimized_model_refuses(eager):
         eager.forward_intermediates(torch.zeros(1, 3, 16, 16))
     with pytest.raises(EngineError, match="for inference"):
         eager.train()
+    for move in (lambda: eager.to("cpu"), eager.half, eager.double):
+        with pytest.raises(EngineError, match="stays on cpu"):
+            move()
+    with pytest.raises(InputSizeError, match="floating-point numbers"):
+        eager(torch.zeros(1, 3, 16, 16, dtype=torch.uint8))
     assert eager.eval() is eager
 
 
@@ -298,3 +362,79 @@ def test_int8_without_a_program_names_what_to_install(model, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda *_: None)
     with pytest.raises(EngineError, match=r"torchao is not installed \(pip install 'mixerzoo\[quant\]'\)"):
         mixerzoo.optimize(model, quantize="int8", compile=False)
+
+
+@pytest.mark.parametrize(
+    ("program", "quantize"),
+    [
+        ("compiled", None),
+        ("fused", None),
+        ("fp8", "fp8"),
+        ("native", None),
+        ("native", "int8"),
+        ("torchao", "int8"),
+    ],
+)
+def test_packed_tensors_are_free_of_the_model(program, quantize):
+    """No graph of theirs keeps the model alive, and nobody's gradient reaches it."""
+    model = randomised()
+    device = torch.device("cpu")
+    dtype = torch.float32 if program == "compiled" else torch.bfloat16
+    request = make_request(model.config, device, dtype, quantize, True, None)
+    if PROGRAMS[program].obstacle(request):
+        pytest.skip(f"{program}: {PROGRAMS[program].obstacle(request)}")
+    packed = PROGRAMS[program].pack(fold(model), request, None)
+    assert not any(tensor.requires_grad for tensor in packed.values())
+    theirs = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in packed.values()}
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_gradients_flow_past_an_optimized_model(model, eager):
+    images = images_for(model)
+    probe = nn.Linear(7, 2)
+    logits = eager(images)
+    logits += 1
+    probe(logits).sum().backward()
+    assert probe.weight.grad is not None
+    assert not eager.forward_features(images.requires_grad_()).requires_grad
+
+
+def test_nobodys_settings_change_the_result(model, eager):
+    images = images_for(model)
+    expected, features = eager(images), eager.forward_features(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(eager(images), expected)
+        assert torch.equal(eager.forward_features(images), features)
+        assert eager.forward_head(features).dtype == torch.float32
+
+
+def test_copies_and_pickles_compute_the_same(model, eager):
+    images = images_for(model)
+    for twin in (copy.deepcopy(eager), pickle.loads(pickle.dumps(eager))):
+        assert torch.equal(twin(images), eager(images))
+
+
+def test_models_in_any_state_can_be_optimized(model, eager):
+    images = images_for(model)
+    expected = eager(images)
+    training = copy_of(model).train().requires_grad_(False)
+    assert torch.equal(mixerzoo.optimize(training, dtype=torch.float32, compile=False)(images), expected)
+    assert training.training
+    half = copy_of(model).half()
+    assert relative(mixerzoo.optimize(half, dtype=torch.float32, compile=False)(images), expected) < 2e-3
+    resized = copy_of(model)
+    resized.set_input_size(24)
+    with torch.no_grad():
+        larger = images_for(resized)
+        assert relative(mixerzoo.optimize(resized, dtype=torch.float32, compile=False)(larger), resized(larger)) < 1e-5
+
+
+def test_no_compiler_at_all(model, monkeypatch):
+    monkeypatch.setattr("mixerzoo.engine.programs.compiled.compiler", lambda: None)
+    fast = mixerzoo.optimize(model, dtype=torch.float32)
+    assert "run eagerly, because there is no C++ compiler" in str(fast.report())
+    assert fast(images_for(model)).shape == (3, 7)

@@ -77,9 +77,27 @@ def change(**fields):
         (change(format=99), "has format 99"),
         (change(program="magic"), "for the program 'magic'"),
         (change(dtype="load"), "is damaged"),
+        (change(device="bogus"), "is damaged"),
+        (change(device="cuda"), "is damaged .*no such device"),
+        (change(max_batch_size=-1), "is damaged"),
+        (change(max_batch_size="x"), "is damaged"),
+        (change(compile="yes"), "is damaged"),
+        (lambda folder: (folder / "engine.json").write_text("[" * 100_000), "is damaged"),
         (change(config={"img_size": 4}), "is damaged"),
     ],
-    ids=["no json", "no tensors", "half json", "list", "cut", "format", "program", "dtype", "config"],
+    ids=[
+        "no json",
+        "no tensors",
+        "half json",
+        "list",
+        "cut",
+        "format",
+        "program",
+        "dtype",
+        *(f"wrong {field}" for field in ("device", "cuda", "number", "words", "compile")),
+        "nested",
+        "config",
+    ],
 )
 def test_damage_is_named(saved, damage, words):
     _, folder = saved
@@ -105,3 +123,19 @@ def test_code_in_a_folder_is_not_run_unless_it_is_trusted(saved):
     (folder / "compiled.pt2").write_bytes(b"not a package")
     images = images_for(fast)
     assert torch.equal(mixerzoo.load_optimized(folder)(images), fast(images))
+
+
+def test_trusted_code_that_is_damaged_is_named(saved):
+    _, folder = saved
+    change(compile=True, program="compiled")(folder)
+    (folder / "compiled.pt2").write_bytes(b"not a package")
+    with pytest.raises(EngineError, match="pt2 cannot be loaded"):
+        mixerzoo.load_optimized(folder, trusted=True)
+
+
+def test_trusted_code_of_another_machine_is_not_run(saved, monkeypatch):
+    _, folder = saved
+    change(compile=True, program="compiled", made_for={"torch": "1.0", "processor": "Z80"})(folder)
+    (folder / "compiled.pt2").write_bytes(b"not a package")
+    monkeypatch.setattr("mixerzoo.engine.programs.compiled.compiler", lambda: None)
+    assert "run eagerly" in str(mixerzoo.load_optimized(folder, trusted=True).report())

@@ -1,10 +1,13 @@
 """Our C++ for CPUs: layouts and tables anywhere, the compiled code where the processor has AVX-512."""
 
 import concurrent.futures
+import ctypes.util
 import os
 import subprocess
 import sys
 import tarfile
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,13 +17,10 @@ from torch.nn import functional as F  # noqa: N812
 import mixerzoo
 from mixerzoo.bench.agreement import measure_agreement
 from mixerzoo.engine.folding import fold
-from mixerzoo.engine.programs import PROGRAMS
 from mixerzoo.errors import BuildError, EngineError
 from mixerzoo.kernels.cpu import build
 from mixerzoo.kernels.cpu.gelu_table import LIMIT, gelu_table, pieces_per_unit
 from mixerzoo.kernels.cpu.packing import GELU_FLOOR, pack
-
-REQUEST = mixerzoo.optimize(randomised(), compile=False).request
 
 
 def obstacle(number):
@@ -122,7 +122,7 @@ def quantised_rows(x, below=None):
     if below is None:
         scale = x.abs().amax(-1, keepdim=True) / 127
         return (x / scale).round() * scale
-    scale = (x.amax(-1, keepdim=True).clamp(min=0) + below) / 255
+    scale = (x.abs().amax(-1, keepdim=True) + below) / 255
     return ((x + below) / scale).round().clamp(min=0) * scale - below
 
 
@@ -195,14 +195,20 @@ def test_a_constant_token_is_finite(quantize):
     assert torch.equal(out, torch.full((2, 7), 3.0))
 
 
-@needs_bf16
-def test_several_threads_at_once():
+@pytest.mark.parametrize("quantize", BOTH)
+def test_several_threads_at_once(quantize):
+    """Each with a team of its own."""
     model = randomised()
-    fast = mixerzoo.optimize(model, program="native")
+    fast = mixerzoo.optimize(model, quantize=quantize, program="native")
     batches = [images_for(model, 1 + i % 3) for i in range(8)]
-    expected = [fast(images) for images in batches]
+    expected = [fast.forward_features(images) for images in batches]
+
+    def run(images):
+        torch.set_num_threads(2)
+        return fast.forward_features(images)
+
     with concurrent.futures.ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(fast, batches * 4))
+        results = list(threads.map(run, batches * 4))
     assert all(torch.equal(result, expected[i % 8]) for i, result in enumerate(results))
 
 
@@ -232,43 +238,163 @@ def test_tensors_too_short_for_the_compiled_code_are_refused(tmp_path):
         mixerzoo.load_optimized(tmp_path / "fast")
 
 
-def test_widths_that_do_not_fill_a_tile_are_left_to_another_program():
-    model = randomised(embed_dim=48)
-    assert "embed_dim=48 is no multiple of 64" in PROGRAMS["native"].obstacle(
-        mixerzoo.engine.optimize.__globals__["_request"](model, torch.bfloat16, None, True, None, None)
-    )
+@pytest.mark.parametrize("quantize", BOTH)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_a_number_stays_so(quantize, bad):
+    """As in the model: one such pixel spoils its own image, all of it, and no other."""
+    model = randomised()
+    images = images_for(model)
+    images[1, 0, 5, 5] = bad
+    fast = mixerzoo.optimize(model, quantize=quantize, program="native")
+    finite = fast(images).isfinite().all(1)
+    assert finite.tolist() == [True, False, True]
+    assert not fast.forward_features(images)[1].isfinite().any()
+
+
+@needs_int8
+def test_huge_hidden_values_stay_finite():
+    """They wait in half precision, which ends at 65,504."""
+    model = randomised()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp_channels.fc1.weight.mul_(1e6)
+            block.mlp_channels.fc2.weight.mul_(1e-6)
+        assert mixerzoo.optimize(model, quantize="int8", program="native")(images_for(model)).isfinite().all()
+
+
+@pytest.mark.parametrize("quantize", BOTH)
+def test_nobodys_defaults_reach_the_compiled_code(quantize):
+    model = randomised()
+    images = images_for(model)
+    fast = mixerzoo.optimize(model, quantize=quantize, program="native")
+    expected = fast(images)
+    before = torch.get_default_dtype()
+    try:
+        for dtype in (torch.float16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(fast(images), expected)
+    finally:
+        torch.set_default_dtype(before)
+    with torch.device("meta"):
+        assert torch.equal(fast(images), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(images), expected)
+    compiled = torch.compile(lambda batch: fast(batch) + 1, backend="eager")
+    assert torch.equal(compiled(images), expected + 1)
+
+
+@pytest.mark.parametrize("quantize", BOTH)
+def test_more_images_than_go_through_at_once(quantize, monkeypatch):
+    model = randomised()
+    images = images_for(model, 7)
+    fast = mixerzoo.optimize(model, quantize=quantize, program="native")
+    expected, features = fast(images), fast.forward_features(images)
+    monkeypatch.setattr("mixerzoo.kernels.cpu.library.AT_ONCE", 3)
+    assert torch.equal(fast(images), expected)
+    assert torch.equal(fast.forward_features(images), features)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "words"),
+    [
+        ({"embed_dim": 48}, {}, "embed_dim=48 is no multiple of 64"),
+        ({"channels_mlp_dim": 100}, {}, "channels_mlp_dim=100 is no multiple of 64"),
+        ({"img_size": 256, "patch_size": 256}, {"quantize": "int8"}, "sums of 196,608 products"),
+        ({}, {"quantize": "int8", "dtype": torch.float64}, "float32 at most"),
+        ({}, {"dtype": torch.float16}, "bfloat16 and int8 products only"),
+    ],
+    ids=str,
+)
+def test_what_it_leaves_to_another_program(changes, arguments, words):
+    with pytest.raises(EngineError, match=words):
+        mixerzoo.optimize(randomised(**changes), program="native", **arguments)
 
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """An empty cache folder and nothing remembered."""
+    """No cache folder yet, no other place for compiled code, and nothing remembered."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(build, "library", build.library.__wrapped__)
     return tmp_path
 
 
+@pytest.fixture
+def compiler(fresh, monkeypatch):
+    """Stands for a compiler: copies a library that exists, or fails."""
+    path = fresh / "c++"
+    path.write_text(
+        '#!/bin/sh\n[ -e "$0.broken" ] && { echo out of memory >&2; exit 1; }\n'
+        'for last; do :; done\ncp "$0.so" "$last"\n'
+    )
+    path.chmod(0o755)
+    mapped = (line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines())
+    math = next(name for name in mapped if Path(name).name == ctypes.util.find_library("m"))
+    (fresh / "c++.so").write_bytes(Path(math).read_bytes())
+    monkeypatch.setenv("CXX", f"{path} -some-flag")
+    return path
+
+
+def kept(folder):
+    return [path for path in (folder / "cache" / "mixerzoo").glob("*") if path.suffix == ".so"]
+
+
 def test_no_compiler(fresh, monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BuildError, match="install g\\+\\+ or clang"):
+    monkeypatch.setenv("CXX", "no-such-compiler -O3")
+    with pytest.raises(BuildError, match=r"CXX names \(no-such-compiler -O3\) does not exist: install g\+\+"):
         build.library("bf16")
 
 
-def test_a_compiler_that_fails_leaves_nothing(fresh, monkeypatch):
-    compiler = fresh / "c++"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho out of memory >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+def test_what_was_compiled_serves_without_a_compiler(compiler, fresh, monkeypatch):
+    build.library("bf16")
+    assert len(kept(fresh)) == 1
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    build.library("bf16")
+
+
+def test_a_compiler_that_fails_leaves_nothing(compiler, fresh):
+    Path(f"{compiler}.broken").touch()
     with pytest.raises(BuildError, match="failed: out of memory"):
         build.library("bf16")
     assert not list((fresh / "cache" / "mixerzoo").iterdir())
 
 
-def test_a_cache_that_cannot_be_written(fresh, monkeypatch):
+def test_damaged_compiled_code_is_compiled_again(compiler, fresh):
+    flags = [*build.FLAGS, *build.INSTRUCTIONS["bf16"]]
+    path = fresh / "cache" / "mixerzoo" / f"mixer-bf16-{build._fingerprint(flags)}.so"
+    path.parent.mkdir(parents=True, mode=0o700)
+    path.write_bytes(b"cut short")
+    build.library("bf16")
+    assert path.read_bytes() == Path(f"{compiler}.so").read_bytes()
+
+
+def test_a_cache_that_cannot_be_used_is_replaced_by_a_private_folder(compiler, fresh):
     (fresh / "cache").write_text("a file, not a folder")
-    if build.compiler() is None:
-        pytest.skip("no C++ compiler")
-    with pytest.raises(BuildError, match="cannot be kept in"):
+    build.library("bf16")
+    assert len(list((fresh / "temporary").glob("mixerzoo-*/*.so"))) == 1
+
+
+def test_code_is_not_loaded_from_where_others_can_write(compiler, fresh):
+    folder = fresh / "cache" / "mixerzoo"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    (fresh / "temporary").rmdir()
+    (fresh / "temporary").write_text("a file, not a folder")
+    with pytest.raises(BuildError, match="others may write to it"):
         build.library("bf16")
+    assert not list(folder.iterdir())
+
+
+def test_no_home(compiler, fresh, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    build.library("bf16")
+    assert len(list((fresh / "temporary").glob("mixerzoo-*/*.so"))) == 1
 
 
 @needs_bf16
@@ -280,7 +406,7 @@ def test_processes_that_compile_at_the_same_moment(fresh):
         for _ in range(3)
     ]
     assert [process.communicate(timeout=300)[0].strip() for process in started] == ["True"] * 3
-    assert len(list((fresh / "cache" / "mixerzoo").iterdir())) == 1
+    assert len(kept(fresh)) == 1
 
 
 @pytest.mark.parametrize("quantize", BOTH)
@@ -291,6 +417,6 @@ def test_agreement_on_real_images(quantize, shared_data, tmp_path):
             if member.name.removeprefix("./").startswith("test/") and member.name.endswith("7.jpg"):
                 archive.extract(member, tmp_path, filter="data")
     (row,) = measure_agreement(tmp_path, [quantize or "bf16"])
-    assert row.program == "native"
+    assert row.program in ("native", "compiled")  # the second on processors with AMX
     assert row.num_images == 1000
     assert row.met

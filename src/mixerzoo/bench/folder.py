@@ -31,11 +31,13 @@ class FolderRace:
         decoding: Reading, decoding and preparing files, in as many threads as prediction uses for that.
         model: The optimized model alone, on images in memory.
         together: ``predict`` on the files.
+        count: Files.
     """
 
     decoding: float
     model: float
     together: float
+    count: int = IMAGES
 
     @property
     def share(self) -> float:
@@ -45,7 +47,7 @@ class FolderRace:
     def __str__(self) -> str:
         """One line."""
         return (
-            f"{IMAGES} JPEG files of {_SIZE[0]} x {_SIZE[1]} pixels, {MODEL} bf16, images/s: decoding alone "
+            f"{self.count} JPEG files of {_SIZE[0]} x {_SIZE[1]} pixels, {MODEL} bf16, images/s: decoding alone "
             f"{self.decoding:.1f}, model alone {self.model:.1f}, files to predictions {self.together:.1f} "
             f"({100 * self.share:.0f} % of the slower)"
         )
@@ -75,7 +77,7 @@ def race_folder(repeats: int = 3, count: int = IMAGES) -> FolderRace:
         parts = (decode, lambda: _run(fast, prepared), together)
         rounds = [[_seconds(part) for part in parts] for _ in range(repeats + 1)][1:]
     decoding, alone, both = (count / statistics.median(times) for times in zip(*rounds, strict=True))
-    return FolderRace(decoding, alone, both)
+    return FolderRace(decoding, alone, both, count)
 
 
 def _photograph(path: Path, seed: int) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mixerzoo.config import MixerConfig, image_size
-from mixerzoo.engine.program import Request
-from mixerzoo.errors import ConfigError, EngineError
+from mixerzoo.engine.program import Request, make_request
+from mixerzoo.errors import EngineError
 
 FORMAT = 1
 _JSON, _TENSORS, _COMPILED = "engine.json", "tensors.safetensors", "compiled.pt2"
@@ -58,12 +59,12 @@ def write(artefact: Artefact, folder: Path) -> None:
     Raises:
         EngineError: There is something of that name already, or it cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise EngineError(f"{folder} exists already: give the name of a folder that does not, or remove it.")
     request = artefact.request
     described = {
         "format": FORMAT,
-        "torch": torch.__version__,
+        "made_for": _machine(),
         "program": artefact.program,
         "passed_over": artefact.passed_over,
         "config": dataclasses.asdict(request.config),
@@ -110,14 +111,22 @@ def read(folder: Path, trusted: bool) -> Artefact:
         program, passed_over = str(described["program"]), dict(described["passed_over"])
         pretrained_cfg, pretrained_head = dict(described["pretrained_cfg"]), bool(described["pretrained_head"])
         tensors = load_file(folder / _TENSORS, device=str(request.device))
+    except EngineError:
+        raise
     except FileNotFoundError as error:
         raise EngineError(
             f"{folder} is no optimized model ({error.filename} is missing): write one with save()."
         ) from None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, ConfigError, SafetensorError) as error:
+    except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise EngineError(f"{folder} is damaged ({error}): optimize the model again.") from error
-    code = folder / _COMPILED if trusted and (folder / _COMPILED).exists() else None
+    usable = trusted and described.get("made_for") == _machine() and (folder / _COMPILED).exists()
+    code = folder / _COMPILED if usable else None
     return Artefact(program, request, tensors, passed_over, pretrained_cfg, pretrained_head, code)
+
+
+def _machine() -> dict[str, str]:
+    """What compiled code depends on: elsewhere it is compiled again."""
+    return {"torch": torch.__version__, "processor": torch.backends.cpu.get_cpu_capability()}
 
 
 def _request(described: dict[str, Any]) -> Request:
@@ -125,9 +134,9 @@ def _request(described: dict[str, Any]) -> Request:
     dtype = getattr(torch, described["dtype"])
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"{described['dtype']!r} is no dtype")
-    return Request(
+    return make_request(
         MixerConfig(**config),
-        torch.device(described["device"]),
+        described["device"],
         dtype,
         described["quantize"],
         described["compile"],

@@ -15,13 +15,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from timm.layers import DropPath
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import EngineError
-from mixerzoo.model import Mixer, MixerBlock, Mlp, PatchEmbed
+from mixerzoo.model import Mixer
 
 
 class FoldedLayer(NamedTuple):
@@ -79,77 +78,106 @@ class FoldedMixer(NamedTuple):
 
 
 def fold(model: Mixer) -> FoldedMixer:
-    """Fold a model, in float64; the model is left as it is.
+    """Fold a model, in float64 on the CPU; the model is left as it is.
 
     Raises:
-        EngineError: A layer of the model was replaced, wrapped or is watched by a hook, or has no storage.
+        EngineError: A layer of the model was changed, replaced, wrapped or is watched by a hook, or has no storage.
     """
     _check_plain(model)
     keep = torch.float64 if model.stem.proj.weight.dtype == torch.float64 else torch.float32
     stem: Any = model.stem.proj
     norm: Any = model.norm
     heads: tuple[Tensor | None, ...] = (None, None, None, None)
-    with torch.no_grad():
-        if isinstance(model.head, nn.Linear):
-            heads = (*_fold_norm(model.head, norm, keep), model.head.weight.to(keep), model.head.bias.to(keep))
-        return FoldedMixer(
-            model.config,
-            stem.weight.flatten(1).to(keep),
-            stem.bias.to(keep),
-            [_fold_layer(block, keep) for block in model.blocks],
-            norm.weight.to(keep),
-            norm.bias.to(keep),
-            *heads,
-        )
-
-
-def _fold_norm(linear: nn.Linear, norm: Any, keep: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Weight and bias of ``linear(norm(x))`` for an ``x`` that is normalised without scale and shift."""
-    weight = linear.weight.double()
-    folded = weight * norm.weight.double()
-    bias = linear.bias.double() + weight @ norm.bias.double()
-    return folded.to(keep), bias.to(keep)
-
-
-def _fold_layer(block: Any, keep: torch.dtype) -> FoldedLayer:
-    tokens, channels = block.mlp_tokens, block.mlp_channels
-    w3, b3 = _fold_norm(channels.fc1, block.norm2, keep)
-    return FoldedLayer(
-        block.norm1.weight.to(keep),
-        block.norm1.bias.to(keep),
-        tokens.fc1.weight.to(keep),
-        tokens.fc1.bias.to(keep),
-        tokens.fc2.weight.to(keep),
-        w3,
-        b3,
-        channels.fc2.weight.to(keep),
-        channels.fc2.bias.to(keep),
+    if isinstance(model.head, nn.Linear):
+        folded = _fold_norm(model.head, norm)
+        heads = (*folded, _exact(model.head.weight), _exact(model.head.bias))
+    return FoldedMixer(
+        model.config,
+        _exact(stem.weight).flatten(1).to(keep),
+        _exact(stem.bias).to(keep),
+        [FoldedLayer(*(tensor.to(keep) for tensor in _fold_layer(block))) for block in model.blocks],
+        _exact(norm.weight).to(keep),
+        _exact(norm.bias).to(keep),
+        *(None if tensor is None else tensor.to(keep) for tensor in heads),
     )
 
 
+def _exact(tensor: Tensor) -> Tensor:
+    """A parameter's values, where and as folding computes."""
+    return tensor.detach().cpu().double()
+
+
+def _fold_norm(linear: nn.Linear, norm: Any) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``linear(norm(x))`` for an ``x`` that is normalised without scale and shift."""
+    weight = _exact(linear.weight)
+    return weight * _exact(norm.weight), _exact(linear.bias) + weight @ _exact(norm.bias)
+
+
+def _fold_layer(block: Any) -> FoldedLayer:
+    tokens, channels = block.mlp_tokens, block.mlp_channels
+    w3, b3 = _fold_norm(channels.fc1, block.norm2)
+    return FoldedLayer(
+        _exact(block.norm1.weight),
+        _exact(block.norm1.bias),
+        _exact(tokens.fc1.weight),
+        _exact(tokens.fc1.bias),
+        _exact(tokens.fc2.weight),
+        w3,
+        b3,
+        _exact(channels.fc2.weight),
+        _exact(channels.fc2.bias),
+    )
+
+
+_FUNCTION = (
+    "approximate",
+    "eps",
+    "normalized_shape",
+    "kernel_size",
+    "stride",
+    "padding",
+    "dilation",
+    "groups",
+    "padding_mode",
+)
+"""What decides what a layer computes, beside its class and its parameters."""
+
+
 def _check_plain(model: Mixer) -> None:
-    """Refuse a model whose modules are not those that folding reads."""
-    plain = {Mixer, MixerBlock, Mlp, PatchEmbed, nn.LayerNorm, nn.Linear, nn.Conv2d, nn.GELU, nn.Sequential}
-    plain |= {nn.Identity, nn.Dropout, DropPath}
-    for name, module in model.named_modules():
-        changed = None
-        if type(module) not in plain:
-            changed = f"is a {type(module).__name__}"
-        elif module._forward_hooks or module._forward_pre_hooks:
-            changed = "is watched by a hook"
-        elif "forward" in vars(module):
-            changed = "has another forward"
-        elif isinstance(module, nn.LayerNorm | nn.Linear | nn.Conv2d) and (
-            module.weight is None or module.bias is None
-        ):
-            changed = "has no weight or no bias"
+    """Refuse a model that is not, module by module, what its configuration describes."""
+    plain = dict(Mixer.from_config(model.config, device="meta").named_modules())
+    found = dict(model.named_modules())
+    for name in [*plain, *(set(found) - set(plain))]:
+        changed = _change(plain.get(name), found.get(name))
         if changed:
             raise EngineError(
                 f"The model cannot be optimized: {name or 'the model itself'} {changed}, and folding reads the layers "
                 "of an unchanged Mixer. Undo the change, or use the model as it is."
             )
-    if model.stem.proj.weight.is_meta:
+    if any(parameter.is_meta for parameter in model.parameters()):
         raise EngineError("The model has no weights (it is on the meta device): load them before mixerzoo.optimize.")
+
+
+def _change(plain: nn.Module | None, found: nn.Module | None) -> str | None:
+    """How a module differs from the one that the configuration describes; None where it does not."""
+    if found is None:
+        return "is missing"
+    if plain is None:
+        return "was added"
+    if type(found) is not type(plain):
+        return f"is a {type(found).__name__}"
+    if found._forward_hooks or found._forward_pre_hooks:
+        return "is watched by a hook"
+    if "forward" in vars(found):
+        return "has another forward"
+    if _shapes(found) != _shapes(plain):
+        return "has parameters of other sizes than the model's configuration"
+    different = [name for name in _FUNCTION if getattr(found, name, None) != getattr(plain, name, None)]
+    return f"has another {different[0]}" if different else None
+
+
+def _shapes(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in module.named_parameters(recurse=False)}
 
 
 def normalise(x_NSC: Tensor, eps: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ Function: TypeAlias = Callable[[Tensor], Tensor]
 """From images (N, ...) to a result (N, ...), image by image: what one of them gives does not depend on the others."""
 
 OWN_SIZES = 4
-"""So many batch sizes get a graph of exactly their size: a program mostly runs at one or two, and a ragged rest."""
+"""So many batch sizes beside powers of two get a graph: a program mostly runs at one or two, and a ragged rest."""
 
 
 class Captured(NamedTuple):
@@ -33,8 +33,8 @@ class Captured(NamedTuple):
 class Graphs:
     """Calls functions of images through graphs that are captured when a batch size first needs them.
 
-    The first few sizes, and the largest that the caller announces, get a graph of their own; any other batch is padded
-    to the next power of two or larger graph that exists. May be called from several threads: replays go one after the
+    Powers of two, the largest size that the caller announces and the first few others get graphs; any other batch is
+    padded to the smallest of those that holds it. May be called from several threads: replays go one after the
     other, in the order of the calls, on whichever streams; each result is a copy of the caller's own.
 
     Args:
@@ -51,14 +51,14 @@ class Graphs:
         note: Callable[[str], object],
         capture: Callable[[Function, Tensor], Captured] | None = None,
     ):
-        self._capture = capture
+        self._capture, self._device = capture, device
         self._order: torch.cuda.Event | None = None
         if capture is None and device.type == "cuda":
             self._capture = CudaCapture(device)
-            self._order = torch.cuda.Event()
+            self._order = torch.cuda.Event()  # type: ignore[no-untyped-call]
         how = "padded to a few batch sizes, each a CUDA graph, captured when it is first needed"
         self.notes: tuple[str, ...] = (f"Batches are {how}.",) if self._capture else ()
-        self._limit, self._note = max_batch_size, note
+        self._note = note
         self._captured: dict[tuple[Function, int], Captured] = {}
         self._sizes: set[int] = set() if max_batch_size is None else {max_batch_size}
         self._lock = threading.Lock()
@@ -90,19 +90,20 @@ class Graphs:
 
     def _bucket(self, count: int) -> int:
         """The size to which a batch is padded."""
-        if count not in self._sizes and len(self._sizes) < OWN_SIZES:
+        power = 1 << (count - 1).bit_length()
+        if power != count and len(self._sizes) < OWN_SIZES:
             self._sizes.add(count)
-        return min([1 << (count - 1).bit_length(), *(size for size in self._sizes if size >= count)])
+        return min([power, *(size for size in self._sizes if size >= count)])
 
     def _replay(self, captured: Captured, images: Tensor) -> Tensor:
         """Replay on the current stream, behind whatever was replayed last on any other."""
         if self._order is not None:
-            self._order.wait()
+            self._order.wait(torch.cuda.current_stream(self._device))
         captured.images[: images.shape[0]].copy_(images)  # older images may follow: nobody reads what becomes of them
         captured.replay()
         result = captured.result[: images.shape[0]].clone()
         if self._order is not None:
-            self._order.record()
+            self._order.record(torch.cuda.current_stream(self._device))
         return result
 
 
@@ -115,12 +116,12 @@ class CudaCapture:
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._pool: tuple[int, int] | None = None
+        self._pool: Any = None
 
     def __call__(self, function: Function, example: Tensor) -> Captured:
         """Run once on a side stream, so that everything is compiled, loaded and tuned, then capture."""
         with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()
+            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 function(example)

@@ -9,17 +9,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from mixerzoo.checks import check_integer
 from mixerzoo.engine.artefact import Artefact, read
 from mixerzoo.engine.folding import fold
 from mixerzoo.engine.optimized import OptimizedMixer
-from mixerzoo.engine.program import QUANTISATIONS, Program, Quantisation, Request
+from mixerzoo.engine.program import Program, Quantisation, Request, make_request
 from mixerzoo.engine.programs import PROGRAMS
 from mixerzoo.errors import ConfigError, EngineError, did_you_mean
 from mixerzoo.model import Mixer
 
 AUTO = "auto"
-DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 def optimize(
@@ -64,14 +62,17 @@ def optimize(
             f"Only a mixerzoo.Mixer can be optimized, and this is a {type(model).__name__}: build one with "
             "mixerzoo.create_model (without features_only)."
         )
-    request = _request(model, dtype, quantize, compile, max_batch_size, device)
-    folded = fold(model)
+    mine = model.stem.proj.weight.device
+    if device is None and mine.type == "meta":
+        device = "cpu"  # folding says what is wrong with such a model
+    request = make_request(model.config, mine if device is None else device, dtype, quantize, compile, max_batch_size)
     chosen, passed_over = choose(request, program)
+    folded = fold(model)
     images = None if calibration is None else _checked(calibration, request)
     tensors = chosen.pack(folded, request, images)
     cfg = {name: value for name, value in (getattr(model, "pretrained_cfg", None) or {}).items() if _is_data(value)}
     artefact = Artefact(chosen.name, request, tensors, passed_over, cfg, model.pretrained_head)
-    fast = OptimizedMixer(chosen, artefact)
+    fast = OptimizedMixer(artefact)
     if images is not None:
         fast.measure_agreement(model, images)
     return fast
@@ -91,15 +92,16 @@ def load_optimized(folder: str | Path, *, trusted: bool = False) -> OptimizedMix
     artefact = read(Path(folder), trusted)
     if artefact.program not in PROGRAMS:
         raise EngineError(f"{folder} is for the program {artefact.program!r}, which this version of mixerzoo lacks.")
-    program = PROGRAMS[artefact.program]
-    obstacle = program.obstacle(artefact.request)
+    program, request = PROGRAMS[artefact.program], artefact.request
+    obstacle = program.obstacle(request)
     if obstacle:
         raise EngineError(f"{folder} cannot run here: {obstacle}. Optimize the model on this machine.")
-    if _layout(artefact.tensors) != _expected_layout(program, artefact.request):
+    deepest = any(name.startswith(f"layers.{request.config.depth - 1}.") for name in artefact.tensors)
+    if not deepest or _layout(artefact.tensors) != _expected_layout(program, request):
         raise EngineError(
             f"{folder} is damaged (its tensors are not those of its configuration): optimize the model again."
         )
-    return OptimizedMixer(program, artefact)
+    return OptimizedMixer(artefact)
 
 
 def _layout(tensors: Mapping[str, Tensor]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -135,26 +137,6 @@ def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, st
         passed_over[candidate.name] = reason
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise EngineError(f"Nothing can run quantize={request.quantize!r} on {request.device}. {reasons}.")
-
-
-def _request(
-    model: Mixer,
-    dtype: torch.dtype,
-    quantize: Quantisation | None,
-    compile: bool,
-    max_batch_size: int | None,
-    device: torch.device | str | None,
-) -> Request:
-    if dtype not in DTYPES:
-        raise ConfigError(f"dtype={dtype!r} cannot be used: use one of {', '.join(map(str, DTYPES))}.")
-    if quantize is not None and quantize not in QUANTISATIONS:
-        raise ConfigError(f"quantize={quantize!r} is unknown: use None, 'int8' or 'fp8'.")
-    if max_batch_size is not None:
-        check_integer("max_batch_size", max_batch_size, minimum=1)
-    where = model.stem.proj.weight.device if device is None else torch.device(device)
-    if where.type == "cuda" and not torch.cuda.is_available():
-        raise EngineError(f"device={str(where)!r} was asked for, and there is no CUDA device here: leave device=None.")
-    return Request(model.config, where, dtype, quantize, compile, max_batch_size)
 
 
 def _is_data(value: object) -> bool:

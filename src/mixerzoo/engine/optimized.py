@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from mixerzoo.config import GlobalPool
 from mixerzoo.engine.artefact import Artefact, write
 from mixerzoo.engine.folding import normalise
-from mixerzoo.engine.program import Program
+from mixerzoo.engine.programs import PROGRAMS
 from mixerzoo.errors import EngineError, InputSizeError
 from mixerzoo.model import Mixer
+
+_BATCH = 64  # images at once where agreement is measured
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class EngineReport:
         program: Name of the program.
         device: Where it runs.
         notes: What was done, one sentence each.
-        passed_over: Each faster program and why it does not run.
+        passed_over: Each program that was preferred and why it does not run, on the machine that packed.
         agreement: Share of calibration images whose first class is the model's; None without calibration.
     """
 
@@ -50,8 +52,7 @@ class OptimizedMixer(nn.Module):
     It has no parameters and an empty ``state_dict``; it may be called from several threads at once.
 
     Args:
-        program: What runs it.
-        artefact: What it runs on.
+        artefact: The program and what it runs on.
 
     Attributes:
         config: The model's sizes and numerics.
@@ -60,13 +61,13 @@ class OptimizedMixer(nn.Module):
         pretrained_head: The model's: whether the head came with those weights.
     """
 
-    def __init__(self, program: Program, artefact: Artefact):
+    def __init__(self, artefact: Artefact):
         super().__init__()
         self.request = artefact.request
         self.config = artefact.request.config
         self.pretrained_cfg, self.pretrained_head = dict(artefact.pretrained_cfg), artefact.pretrained_head
         self._artefact, self._tensors = artefact, artefact.tensors
-        self._runner = program.start(artefact.tensors, artefact.request, artefact.code)
+        self._runner = PROGRAMS[artefact.program].start(artefact.tensors, artefact.request, artefact.code)
         self._agreement: float | None = None
         self.eval()
 
@@ -100,7 +101,8 @@ class OptimizedMixer(nn.Module):
             InputSizeError: The images are not of the model's size or channels.
         """
         x_NSC = self._in_pieces(self._runner.stream, images)
-        return normalise(x_NSC, self.config.norm_eps) * self._tail("norm.weight") + self._tail("norm.bias")
+        with self._as_written():
+            return normalise(x_NSC, self.config.norm_eps) * self._tail("norm.weight") + self._tail("norm.bias")
 
     def forward_head(self, x_NSC: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens (N, S, C) from :meth:`forward_features` and classify them.
@@ -113,7 +115,8 @@ class OptimizedMixer(nn.Module):
         pooled = x_NSC.mean(dim=1) if self.config.global_pool == "avg" else x_NSC
         if pre_logits or "plain_head.weight" not in self._tensors:
             return pooled
-        return nn.functional.linear(pooled, self._tail("plain_head.weight"), self._tail("plain_head.bias"))
+        with self._as_written():
+            return nn.functional.linear(pooled, self._tail("plain_head.weight"), self._tail("plain_head.bias"))
 
     def forward_intermediates(self, *args: object, **kwargs: object) -> Tensor:  # noqa: ARG002
         """Not available.
@@ -137,11 +140,23 @@ class OptimizedMixer(nn.Module):
         super().train(False)
         return self
 
+    def _apply(self, *args: object, **kwargs: object) -> OptimizedMixer:  # noqa: ARG002
+        """What ``to``, ``half``, ``cuda`` and the like end in: packed weights stay where and what they are."""
+        raise EngineError(
+            f"An optimized model stays on {self.request.device} in its dtype: optimize the model itself again with "
+            "device= and dtype=."
+        )
+
+    def __reduce__(self) -> tuple[type[OptimizedMixer], tuple[Artefact]]:
+        """Copies and pickles start from the packed tensors, as :func:`mixerzoo.load_optimized` does."""
+        return OptimizedMixer, (dataclasses.replace(self._artefact, code=None),)
+
     def report(self) -> EngineReport:
         """What runs and why."""
+        head = ", the final one into the head" if self.config.num_classes else ""
         folded = (
-            "The second LayerNorm of every layer is folded into the weights behind it, the final one into the head; "
-            "the last bias of token mixing, which LayerNorm removes, is left out."
+            f"The second LayerNorm of every layer is folded into the weights behind it{head}; the last bias of token "
+            "mixing, which LayerNorm removes, is left out."
         )
         limit = self.request.max_batch_size
         pieces = () if limit is None else (f"Batches of more than {limit} images are cut into pieces.",)
@@ -168,15 +183,25 @@ class OptimizedMixer(nn.Module):
             model: The model that was optimized.
             images: Images as the model takes them.
         """
-        training, like = model.training, model.stem.proj.weight
+        flags = {module: module.training for module in model.modules()}
+        like = model.stem.proj.weight
         model.eval()
         try:
-            with torch.inference_mode():
-                expected = model(images.to(like.device, like.dtype)).flatten(1).argmax(1).cpu()
+            with torch.inference_mode(), self._as_written():
+                batches = [images[i : i + _BATCH] for i in range(0, len(images), _BATCH)]
+                same = [
+                    self(batch).argmax(-1).cpu() == model(batch.to(like.device, like.dtype)).argmax(-1).cpu()
+                    for batch in batches
+                ]
         finally:
-            model.train(training)
-        self._agreement = (self(images).flatten(1).argmax(1).cpu() == expected).double().mean().item()
+            for module, flag in flags.items():
+                module.training = flag
+        self._agreement = torch.cat(same).double().mean().item()
         return self._agreement
+
+    def _as_written(self) -> torch.autocast:
+        """Outside of anybody's autocast: dtypes are those of the request."""
+        return torch.autocast(self.request.device.type, enabled=False)
 
     def _in_pieces(self, run: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         expected = (self.config.in_chans, *self.config.image_hw)
@@ -185,13 +210,20 @@ class OptimizedMixer(nn.Module):
                 f"The model takes images of shape (batch, {', '.join(map(str, expected))}) but got "
                 f"{tuple(images.shape)}: resize them (mixerzoo.create_transform does)."
             )
+        if not images.is_floating_point():
+            raise InputSizeError(
+                f"The model takes images of floating-point numbers, prepared by mixerzoo.create_transform, but got "
+                f"{str(images.dtype).removeprefix('torch.')}."
+            )
         images = images.detach().to(self.request.device, self.request.precise).contiguous()
-        with torch.inference_mode():
+        with torch.inference_mode(), self._as_written():
             if not len(images):
-                return run(images.new_zeros(1, *expected))[:0]
-            limit = self.request.max_batch_size or len(images)
-            pieces = [run(images[i : i + limit]) for i in range(0, len(images), limit)]
-            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                result = run(images.new_zeros(1, *expected))[:0]
+            else:
+                limit = self.request.max_batch_size or len(images)
+                pieces = [run(images[i : i + limit]) for i in range(0, len(images), limit)]
+                result = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return result.clone()  # an ordinary tensor again, that gradients of others may flow past
 
     def _tail(self, name: str) -> Tensor:
         return self._tensors[name].to(self.request.precise)

@@ -6,6 +6,7 @@ Legend: N images, S tokens, C channels, P numbers of a patch, PP the same padded
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ def pack_ends(folded: FoldedMixer, request: Request) -> dict[str, Tensor]:
     stem = {"stem.weight": weight, "stem.bias": folded.stem_bias}
     tensors = {name: tensor.to(request.device, request.dtype) for name, tensor in stem.items()}
     return tensors | {name: tensor.to(request.device, request.precise) for name, tensor in tail(folded).items()}
+
+
+def own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous copies: what needed no conversion would be the model's own parameters, and change with them."""
+    return {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
 class PackedMixer:
@@ -85,7 +91,12 @@ class PackedRunner:
         model: What to run.
         request: What was asked for.
         notes: How the layers run, for the report.
+
+    Attributes:
+        code: None: Triton's cache folder keeps what is compiled.
     """
+
+    code: Path | None = None
 
     def __init__(self, model: PackedMixer, request: Request, *notes: str):
         self._model = model

@@ -13,11 +13,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from mixerzoo.checks import check_integer
 from mixerzoo.config import MixerConfig
 from mixerzoo.engine.folding import FoldedMixer
+from mixerzoo.errors import ConfigError
 
 Quantisation = Literal["int8", "fp8"]
 QUANTISATIONS: tuple[Quantisation, ...] = ("int8", "fp8")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,36 @@ class Request:
     def precise(self) -> torch.dtype:
         """Type of images and results: float32, or float64 where products run in that."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+
+def make_request(
+    config: MixerConfig,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    quantize: Quantisation | None,
+    compile: bool,
+    max_batch_size: int | None,
+) -> Request:
+    """A request whose every value can be used.
+
+    Raises:
+        ConfigError: One cannot.
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype={dtype!r} cannot be used: use one of {', '.join(map(str, DTYPES))}.")
+    if quantize is not None and quantize not in QUANTISATIONS:
+        raise ConfigError(f"quantize={quantize!r} is unknown: use None, 'int8' or 'fp8'.")
+    if max_batch_size is not None:
+        check_integer("max_batch_size", max_batch_size, minimum=1)
+    if not isinstance(compile, bool):
+        raise ConfigError(f"compile={compile!r} must be True or False.")
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r} does not exist: use 'cpu' or 'cuda', for instance.") from None
+    if where.type == "meta" or (where.type == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"device={str(where)!r} was asked for, and there is no such device here: leave device=None.")
+    return Request(config, where, dtype, quantize, compile, max_batch_size)
 
 
 class Runner(Protocol):

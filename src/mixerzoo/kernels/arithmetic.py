@@ -1,7 +1,7 @@
 """What the kernels compute with: GELU and its derivative, and products and rounding that hold when interpreted too.
 
-Triton's interpreter multiplies the raw bits of bfloat16 operands and truncates where a card rounds to nearest even;
-:func:`dot` and :func:`cast` undo both there and are the plain operations on a card.
+Triton's interpreter multiplies the raw bits of bfloat16 operands, truncates where a card rounds to nearest even, and
+rounds ties of FP8 upwards; :func:`dot` and :func:`cast` undo all that there and are the plain operations on a card.
 """
 
 from __future__ import annotations
@@ -44,9 +44,15 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def cast(x, dtype: tl.constexpr):
-    """Float32 values rounded to ``dtype``, to nearest even."""
+    """Float32 values rounded to ``dtype``, to nearest even; to FP8 also cut off at its largest number."""
     if INTERPRETED and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
         rounded = bits + 0x7FFF + ((bits >> 16) & 1)
         x = tl.where(x == x, rounded.to(tl.float32, bitcast=True), x)
+    if INTERPRETED and dtype == tl.float8e4nv:
+        bits = x.to(tl.uint32, bitcast=True)
+        rounded = ((bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20) << 20
+        denormal = (x + 24576.0) - 24576.0  # float32 has steps of 2^-9 there, as FP8 has below 2^-6
+        x = tl.where(tl.abs(x) < 0.015625, denormal, rounded.to(tl.float32, bitcast=True))
+        x = tl.minimum(tl.maximum(x, -448.0), 448.0)
     return x.to(dtype)

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from mixerzoo.config import Gelu
-from mixerzoo.kernels import layer_norm, linear, token_mlp
+from mixerzoo.kernels import layer_norm, linear, linear_tiles, token_mlp
 from mixerzoo.kernels.launch import Card, card_of
 from mixerzoo.kernels.token_mlp_backward import describe_input, describe_weights
 from mixerzoo.kernels.token_tiles import (
@@ -185,10 +185,10 @@ def channel_mlp_forward(
     y, mean, rstd = layer_norm.normalise(x, *norm, eps, w3.dtype)
     z = y.new_empty(*x.shape[:-1], hidden)
     u = torch.empty_like(z) if save else None
-    tile = linear.linear_tile(card, rows, hidden, w3.element_size(), linear.gelu_load(save, act))
+    tile = linear_tiles.linear_tile(card, rows, hidden, w3.element_size(), linear_tiles.gelu_load(save, act))
     linear.describe_linear_gelu(y, w3, b3, u, z, act, tile)()
     out = torch.empty_like(x)
-    tile = linear.linear_tile(card, rows, x.shape[-1], w3.element_size(), 1)
+    tile = linear_tiles.linear_tile(card, rows, x.shape[-1], w3.element_size(), 1)
     linear.describe_linear_residual(z, w4, b4, x, keep, out, tile)()
     return out, mean, rstd, y.new_empty(0) if u is None else u
 
@@ -224,7 +224,7 @@ def channel_mlp_backward(
     rows = x.numel() // channels
     y, _, _ = layer_norm.normalise(x, *norm, eps, w3.dtype)
     low = g.to(w3.dtype)
-    tile = linear.linear_tile(card_of(x.device), rows, hidden, w3.element_size(), 2)
+    tile = linear_tiles.linear_tile(card_of(x.device), rows, hidden, w3.element_size(), 2)
     du, z = torch.empty_like(u), torch.empty_like(u)
     sums = _slots(x, triton.cdiv(rows, tile.rows), hidden)
     linear.describe_linear_gradient(low, w4, u, keep, du, z, sums, act, tile)()

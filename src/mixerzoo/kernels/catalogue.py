@@ -10,8 +10,9 @@ import triton
 from torch import Tensor
 
 from mixerzoo.config import Gelu
-from mixerzoo.kernels import layer_norm, linear, token_mlp, token_mlp_backward
+from mixerzoo.kernels import layer_norm, linear, linear_tiles, token_mlp, token_mlp_backward
 from mixerzoo.kernels.branches import programs_at_once, token_tiles
+from mixerzoo.kernels.fp8_format import FP8
 from mixerzoo.kernels.launch import Card, Launch
 from mixerzoo.kernels.token_tiles import Tile, padded_tokens
 
@@ -88,6 +89,10 @@ def token_entries(card: Card, size: Size, dtype: torch.dtype, act: Gelu, keep: b
         yield Entry(f"token_mlp backward, {name}", cut(to_weights), launch)
 
 
+def _cut(tile: linear_tiles.LinearTile) -> str:
+    return f"{tile.rows} x {tile.features} x {tile.depth}, {tile.warps} warps, {tile.stages} stages"
+
+
 def channel_entries(card: Card, size: Size, dtype: torch.dtype, act: Gelu, keep: bool = False) -> Iterator[Entry]:
     """The channel-mixing kernels, and LayerNorm."""
     tokens, channels, _ = size
@@ -98,23 +103,60 @@ def channel_entries(card: Card, size: Size, dtype: torch.dtype, act: Gelu, keep:
     scale, partial = _meta(channels, dtype=dtype), _meta(2, channels)
     factors = _meta(_IMAGES) if keep else None
 
-    def cut(tile: linear.LinearTile) -> str:
-        return f"{tile.rows} x {tile.features} x {tile.depth}, {tile.warps} warps, {tile.stages} stages"
-
     yield Entry("row statistics", "", layer_norm.describe_layer_norm(x, scale, scale, None, *stats, 1e-6))
     yield Entry("LayerNorm", "", layer_norm.describe_layer_norm(x, scale, scale, x, *stats, 1e-6))
     launch = layer_norm.describe_layer_norm_backward(x, x, x, *stats, scale, x, partial, partial)
     yield Entry("LayerNorm backward", "", launch)
-    tile = linear.linear_tile(card, rows, hidden, dtype.itemsize, linear.gelu_load(False, act))
+    tile = linear_tiles.linear_tile(card, rows, hidden, dtype.itemsize, linear_tiles.gelu_load(False, act))
     launch = linear.describe_linear_gelu(y, w, _meta(hidden, dtype=dtype), None, u, act, tile)
-    yield Entry("channel_mlp product + GELU", cut(tile), launch)
-    tile = linear.linear_tile(card, rows, hidden, dtype.itemsize, linear.gelu_load(True, act))
+    yield Entry("channel_mlp product + GELU", _cut(tile), launch)
+    tile = linear_tiles.linear_tile(card, rows, hidden, dtype.itemsize, linear_tiles.gelu_load(True, act))
     launch = linear.describe_linear_gelu(y, w, _meta(hidden, dtype=dtype), u, u, act, tile)
-    yield Entry("channel_mlp product + GELU, training", cut(tile), launch)
-    tile = linear.linear_tile(card, rows, channels, dtype.itemsize, 1)
+    yield Entry("channel_mlp product + GELU, training", _cut(tile), launch)
+    tile = linear_tiles.linear_tile(card, rows, channels, dtype.itemsize, 1)
     launch = linear.describe_linear_residual(u, w.t().contiguous(), scale, x, factors, x, tile)
-    yield Entry("channel_mlp product + residual", cut(tile), launch)
-    tile = linear.linear_tile(card, rows, hidden, dtype.itemsize, 2)
+    yield Entry("channel_mlp product + residual", _cut(tile), launch)
+    tile = linear_tiles.linear_tile(card, rows, hidden, dtype.itemsize, 2)
     sums = _meta(triton.cdiv(rows, tile.rows), hidden)
     launch = linear.describe_linear_gradient(x, w.t().contiguous(), u, factors, u, u, sums, act, tile)
-    yield Entry("channel_mlp product + GELU's gradient", cut(tile), launch)
+    yield Entry("channel_mlp product + GELU's gradient", _cut(tile), launch)
+    yield from _inference_entries(card, size, dtype, act)
+
+
+def _inference_entries(card: Card, size: Size, dtype: torch.dtype, act: Gelu) -> Iterator[Entry]:
+    """The channel-mixing kernels of the engine, for many rows and for few, and in FP8 where the card has that.
+
+    Only what it runs in two bytes: in float32 it has no kernels of its own.
+    """
+    tokens, channels, _ = size
+    hidden = 4 * channels
+    if dtype.itemsize != 2:
+        return
+    for rows, which in ((_IMAGES * tokens, ""), (tokens, ", few rows")):
+        x, z = _meta(rows, channels, dtype=dtype), _meta(rows, hidden, dtype=dtype)
+        w3, w4 = _meta(hidden, channels, dtype=dtype), _meta(channels, hidden, dtype=dtype)
+        b3, b4 = _meta(hidden, dtype=dtype), _meta(channels, dtype=dtype)
+        tile = linear_tiles.inference_tile(card, rows, hidden, 2, linear_tiles.inference_load(card, act))
+        launch = linear.describe_normalised_gelu(x, (_meta(rows),) * 2, w3, _meta(hidden), b3, z, act, tile)
+        yield Entry(f"engine: normalisation, product + GELU{which}", _cut(tile), launch)
+        tile = linear_tiles.inference_tile(card, rows, channels, 2, linear_tiles.residual_load(card, 2))
+        launch = linear.describe_linear_residual(z, w4, b4, x[None], None, x, tile)
+        yield Entry(f"engine: product + residual{which}", _cut(tile), launch)
+        if card.capability >= (8, 9):
+            yield from _fp8_entries(card, x, hidden, act, which)
+
+
+def _fp8_entries(card: Card, x: Tensor, hidden: int, act: Gelu, which: str) -> Iterator[Entry]:
+    rows, channels = x.shape
+    y, z = _meta(rows, channels, dtype=FP8), _meta(rows, hidden, dtype=FP8)
+    w3, w4 = _meta(hidden, channels, dtype=FP8), _meta(channels, hidden, dtype=FP8)
+    wide, narrow = _meta(hidden), _meta(channels)
+    if not which:
+        launch = layer_norm.describe_layer_norm(x, None, None, y, _meta(rows), _meta(rows), 1e-6, 16.0)
+        yield Entry("engine, FP8: normalisation", "", launch)
+    tile = linear_tiles.inference_tile(card, rows, hidden, 1, linear_tiles.inference_load(card, act))
+    launch = linear.describe_fp8_gelu(y, w3, wide, wide, wide, z, act, tile)
+    yield Entry(f"engine, FP8: product + GELU{which}", _cut(tile), launch)
+    tile = linear_tiles.inference_tile(card, rows, channels, 1, linear_tiles.residual_load(card, 1))
+    launch = linear.describe_linear_residual(z, w4, narrow, x[None], None, x, tile, narrow)
+    yield Entry(f"engine, FP8: product + residual{which}", _cut(tile), launch)

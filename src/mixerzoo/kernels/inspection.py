@@ -22,6 +22,7 @@ _TYPES = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
 }
 
 
@@ -33,7 +34,8 @@ class Resources:
         registers: Registers a thread.
         spills: Bytes a thread spills to local memory.
         shared_memory: Bytes of shared memory a block.
-        warp_group_mma: Number of warp-group MMA instructions (Hopper) or tcgen05 MMA (Blackwell) in the machine code.
+        warp_group_mma: Number of warp-group MMA instructions (Hopper) or tcgen05 MMA (Blackwell) in the machine code,
+            of two-byte or FP8 operands.
     """
 
     registers: int
@@ -91,9 +93,8 @@ def resources(launch: Launch, capability: tuple[int, int]) -> Resources:
     found = re.search(r"REG:(\d+)\s+STACK:(\d+)", usage)
     if found is None:
         raise ConfigError(f"cuobjdump printed no resource usage for {launch.kernel.__name__}.")
-    return Resources(
-        int(found[1]), int(found[2]), compiled.metadata.shared, len(re.findall(r"\b(?:HGMMA|UTCHMMA)\b", code))
-    )
+    products = re.findall(r"\b(?:[HQ]GMMA|UTC[HQ]MMA)\b", code)
+    return Resources(int(found[1]), int(found[2]), compiled.metadata.shared, len(products))
 
 
 def _cuobjdump(option: str, path: Path) -> str:

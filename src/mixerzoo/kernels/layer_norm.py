@@ -21,13 +21,15 @@ _ROWS = 4  # rows a program reads at once: enough loads in flight, few enough re
 @triton.jit(do_not_specialize=["R"])  # one compilation whatever the batch size
 def _layer_norm(
     x,  # (R, C)
-    weight,  # (C,)
-    bias,  # (C,)
+    less,  # (C,); None for 0
+    weight,  # (C,); None for 1
+    bias,  # (C,); None for 0
     y,  # (R, C), written; None for the statistics alone
     mean,  # (R,) float32, written
     rstd,  # (R,) float32, written
     R,
     eps,
+    FACTOR: tl.constexpr,
     C: tl.constexpr,
     CP: tl.constexpr,
     ROWS: tl.constexpr,
@@ -36,15 +38,19 @@ def _layer_norm(
     c = tl.arange(0, CP)
     inside = (r < R)[:, None] & (c < C)[None, :]
     v = tl.load(x + r[:, None] * C + c[None, :], mask=inside, other=0.0).to(tl.float32)
+    if less is not None:
+        v -= tl.load(less + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     m = tl.sum(v, axis=1) / C
     centred = tl.where((c < C)[None, :], v - m[:, None], 0.0)
     inverse = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, axis=1) / C + eps)
     tl.store(mean + r, m, mask=r < R)
     tl.store(rstd + r, inverse, mask=r < R)
     if y is not None:
-        scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
-        shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
-        normalised = centred * inverse[:, None] * scale[None, :] + shift[None, :]
+        normalised = centred * (FACTOR * inverse)[:, None]
+        if weight is not None:
+            scale = tl.load(weight + c, mask=c < C, other=0.0).to(tl.float32)
+            shift = tl.load(bias + c, mask=c < C, other=0.0).to(tl.float32)
+            normalised = normalised * scale[None, :] + shift[None, :]
         tl.store(y + r[:, None] * C + c[None, :], cast(normalised, y.dtype.element_ty), mask=inside)
 
 
@@ -95,20 +101,33 @@ def _warps(channels: int) -> int:
 
 
 def describe_layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, y: Tensor | None, mean: Tensor, rstd: Tensor, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    eps: float,
+    factor: float = 1.0,
+    less: Tensor | None = None,
 ) -> Launch:
-    """Statistics of every row of ``x`` (R, C), and the normalised rows if ``y`` is given."""
+    """Statistics of every row of ``x`` (R, C), and the normalised rows if ``y`` is given.
+
+    Scale and shift may both be None: then rows are only centred and brought to a deviation of ``factor``. ``less`` (C,)
+    is subtracted from every row first.
+    """
     rows, channels = mean.numel(), x.shape[-1]
     return Launch(
         _layer_norm,
         (triton.cdiv(rows, _ROWS),),
-        {"x": x, "weight": weight, "bias": bias, "y": y, "mean": mean, "rstd": rstd, "R": rows, "eps": eps},
-        {"C": channels, "CP": triton.next_power_of_2(channels), "ROWS": _ROWS},
+        {"x": x, "less": less, "weight": weight, "bias": bias, "y": y, "mean": mean, "rstd": rstd}
+        | {"R": rows, "eps": eps},
+        {"FACTOR": factor, "C": channels, "CP": triton.next_power_of_2(channels), "ROWS": _ROWS},
         num_warps=_warps(channels),
     )
 
 
-def row_stats(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def row_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """Mean and reciprocal standard deviation over the last axis of contiguous ``x``, float32."""
     mean = torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32)
     rstd = torch.empty_like(mean)
@@ -116,7 +135,9 @@ def row_stats(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tens
     return mean, rstd
 
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+def normalise(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
     """LayerNorm of contiguous ``x`` over its last axis in ``dtype``, with the statistics of :func:`row_stats`."""
     mean = torch.empty(x.shape[:-1], device=x.device, dtype=torch.float32)
     rstd = torch.empty_like(mean)

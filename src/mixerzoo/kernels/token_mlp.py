@@ -60,7 +60,8 @@ def load_normalised(
 def _store(
     out,  # (N, S, C), written
     x,  # (N, S, C)
-    b2,  # (S,)
+    b2,  # (S,) or None
+    more,  # (C,) or None
     mixed,  # (BC, PART) float32
     kept,  # scalar
     n,
@@ -76,8 +77,12 @@ def _store(
     image = tl.cast(n, tl.int64) * S * C
     at = s[:, None] * C + c[None, :]
     v = tl.load(x + image + at, mask=inside, other=0.0).to(tl.float32)
-    shift = tl.load(b2 + s, mask=s < S, other=0.0).to(tl.float32)
-    total = v + kept * (tl.trans(mixed) + shift[:, None])
+    mixed_t = tl.trans(mixed)
+    if b2 is not None:
+        mixed_t += tl.load(b2 + s, mask=s < S, other=0.0).to(tl.float32)[:, None]
+    total = v + kept * mixed_t
+    if more is not None:
+        total += tl.load(more + c, mask=c < C, other=0.0).to(tl.float32)[None, :]
     tl.store(out + image + at, cast(total, out.dtype.element_ty), mask=inside)
 
 
@@ -91,7 +96,8 @@ def _token_forward(
     w1,  # (HP, SP), zeros beyond (H, S)
     b1,  # (HP,)
     w2,  # (SP, HP), zeros beyond (S, H)
-    b2,  # (S,)
+    b2,  # (S,) or None
+    more,  # (C,) or None
     keep,  # (N,) float32 or None
     out,  # (N, S, C), written
     N,
@@ -151,11 +157,11 @@ def _token_forward(
         kept = 1.0
         if keep is not None:
             kept = tl.load(keep + n)
-        _store(out, x, b2, o0, kept, n, c, origin, S, C, 0, P0)
+        _store(out, x, b2, more, o0, kept, n, c, origin, S, C, 0, P0)
         if P1 > 0:
-            _store(out, x, b2, o1, kept, n, c, origin, S, C, P0, P1)
+            _store(out, x, b2, more, o1, kept, n, c, origin, S, C, P0, P1)
         if P2 > 0:
-            _store(out, x, b2, o2, kept, n, c, origin, S, C, P0 + P1, P2)
+            _store(out, x, b2, more, o2, kept, n, c, origin, S, C, P0 + P1, P2)
         following = tl.minimum(tile + tl.num_programs(0), tiles - 1)
         n = following // BLOCKS
         c = (following % BLOCKS) * BC + tl.arange(0, BC)
@@ -183,12 +189,13 @@ def describe_forward(
     stats: tuple[Tensor, Tensor],
     norm: tuple[Tensor, Tensor],
     packed: tuple[Tensor, Tensor, Tensor],
-    b2: Tensor,
+    b2: Tensor | None,
     keep: Tensor | None,
     out: Tensor,
     act: str,
     tile: Tile,
     programs: int,
+    more: Tensor | None = None,
 ) -> Launch:
     """The fused kernel on packed weights.
 
@@ -197,12 +204,13 @@ def describe_forward(
         stats: Mean and reciprocal standard deviation of every token (N, S), float32.
         norm: LayerNorm's scale and shift (C,).
         packed: See :func:`pack`.
-        b2: Second bias (S,).
+        b2: Second bias (S,); None for 0.
         keep: Factor of each image's branch (N,), float32; None for 1.
-        out: As ``x``, written.
+        out: As ``x``, written; it may be ``x``, of which a program reads no more than it writes.
         act: GELU flavour.
         tile: How a program cuts its work.
         programs: Programs at most; each takes one (image, channel block) after the other.
+        more: To be added to every token of the result (C,); None for 0.
     """
     images, tokens, channels = x.shape
     w1, b1, w2 = packed
@@ -211,7 +219,7 @@ def describe_forward(
         _token_forward,
         (min(programs, images * triton.cdiv(channels, tile.channels)),),
         {"x": x, "mean": stats[0], "rstd": stats[1], "weight": norm[0], "bias": norm[1]}
-        | {"w1": w1, "b1": b1, "w2": w2, "b2": b2, "keep": keep, "out": out, "N": images},
+        | {"w1": w1, "b1": b1, "w2": w2, "b2": b2, "more": more, "keep": keep, "out": out, "N": images},
         {"S": tokens, "C": channels, "HP": w1.shape[0], "P0": parts[0], "P1": parts[1], "P2": parts[2]}
         | {"BC": tile.channels, "BH": tile.hidden, "STAGES": tile.stages}
         | {"TANH": act == "tanh", "PRECISION": dot_precision(w1.dtype)},

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mixerzoo.bench.gpu.inputs import EPS, Random, Setting, random_branch
 from mixerzoo.errors import ConfigError
-from mixerzoo.kernels import layer_norm, linear, token_mlp, token_mlp_backward
+from mixerzoo.kernels import layer_norm, linear, linear_tiles, token_mlp, token_mlp_backward
 from mixerzoo.kernels.branches import programs_at_once, token_tiles, weight_splits
 from mixerzoo.kernels.launch import Launch, card_of
 from mixerzoo.kernels.token_tiles import Tile, padded_tokens
@@ -104,9 +104,9 @@ class _Builder:
             raise ConfigError(f"No token-mixing tile for {s.tokens} tokens fits into this card's shared memory.")
         return tiles[position]
 
-    def linear_tile(self, features: int, load: int) -> linear.LinearTile:
+    def linear_tile(self, features: int, load: int) -> linear_tiles.LinearTile:
         s = self.setting
-        return linear.linear_tile(self.card, s.images * s.tokens, features, s.dtype.itemsize, load)
+        return linear_tiles.linear_tile(self.card, s.images * s.tokens, features, s.dtype.itemsize, load)
 
 
 def _token_forward(b: _Builder, tile: Tile | None) -> Prepared:
@@ -167,27 +167,27 @@ def _layer_norm_backward(b: _Builder, _: None) -> Prepared:
     return Prepared([launch], b.results, ("dweight", "dbias"))
 
 
-def _linear_gelu(b: _Builder, tile: linear.LinearTile | None) -> Prepared:
+def _linear_gelu(b: _Builder, tile: linear_tiles.LinearTile | None) -> Prepared:
     s = b.setting
     y = b.values("y", s.images, s.tokens, s.channels, dtype=s.dtype)
     u, z = (b.result(name, s.images, s.tokens, s.hidden, dtype=s.dtype) for name in ("u", "z"))
     launch = linear.describe_linear_gelu(
-        y, b.w1, b.b1, u, z, s.act, tile or b.linear_tile(s.hidden, linear.gelu_load(True, s.act))
+        y, b.w1, b.b1, u, z, s.act, tile or b.linear_tile(s.hidden, linear_tiles.gelu_load(True, s.act))
     )
     return Prepared([launch], b.results)
 
 
-def _linear_gelu_alone(b: _Builder, tile: linear.LinearTile | None) -> Prepared:
+def _linear_gelu_alone(b: _Builder, tile: linear_tiles.LinearTile | None) -> Prepared:
     s = b.setting
     y = b.values("y", s.images, s.tokens, s.channels, dtype=s.dtype)
     z = b.result("z", s.images, s.tokens, s.hidden, dtype=s.dtype)
     launch = linear.describe_linear_gelu(
-        y, b.w1, b.b1, None, z, s.act, tile or b.linear_tile(s.hidden, linear.gelu_load(False, s.act))
+        y, b.w1, b.b1, None, z, s.act, tile or b.linear_tile(s.hidden, linear_tiles.gelu_load(False, s.act))
     )
     return Prepared([launch], b.results)
 
 
-def _linear_residual(b: _Builder, tile: linear.LinearTile | None) -> Prepared:
+def _linear_residual(b: _Builder, tile: linear_tiles.LinearTile | None) -> Prepared:
     s = b.setting
     z = b.values("z", s.images, s.tokens, s.hidden, dtype=s.dtype)
     out = b.result("out", *b.x.shape, dtype=b.x.dtype)
@@ -195,7 +195,7 @@ def _linear_residual(b: _Builder, tile: linear.LinearTile | None) -> Prepared:
     return Prepared([linear.describe_linear_residual(z, b.w2, b.b2, b.x, b.keep, out, tile)], b.results)
 
 
-def _linear_gradient(b: _Builder, tile: linear.LinearTile | None) -> Prepared:
+def _linear_gradient(b: _Builder, tile: linear_tiles.LinearTile | None) -> Prepared:
     s = b.setting
     tile = tile or b.linear_tile(s.hidden, 2)
     g = b.values("low g", s.images, s.tokens, s.channels, dtype=s.dtype)
@@ -240,5 +240,5 @@ def prepare(kernel: str, setting: Setting, at: Place, tile: list[int] | None = N
     """
     cut = None
     if tile is not None:
-        cut = Tile(*tile) if kernel in TOKEN_KERNELS else linear.LinearTile(*tile)
+        cut = Tile(*tile) if kernel in TOKEN_KERNELS else linear_tiles.LinearTile(*tile)
     return _KERNELS[kernel](_Builder(setting, at, seed), cut)

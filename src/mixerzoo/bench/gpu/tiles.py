@@ -56,7 +56,7 @@ def _fills_registers(tile: object) -> bool:
 
 
 def _linear_tiles() -> list[tuple[int, ...]]:
-    from mixerzoo.kernels.linear import TILES
+    from mixerzoo.kernels.linear_tiles import TILES
 
     table = [(tile.rows, tile.features, tile.depth, tile.warps, tile.stages) for tile in TILES[:-1]]
     sides = ((128, 256), (128, 128), (256, 128), (64, 256), (256, 64), (64, 128), (128, 64), (64, 64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 import tempfile
 import weakref
@@ -16,6 +18,8 @@ from torch.nn import functional as F  # noqa: N812
 from mixerzoo.engine.folding import FoldedLayer, FoldedMixer, gelu, normalise
 from mixerzoo.engine.program import Program, Request
 from mixerzoo.engine.tensors import layers_of, named
+from mixerzoo.errors import EngineError
+from mixerzoo.kernels.cpu.build import compiler
 
 
 def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
@@ -80,16 +84,29 @@ class CompiledRunner:
         self._precise = request.precise
         self.code: Path | None = None
         self._run: Callable[[Tensor], Tensor] = self._model
-        how = "run eagerly (compile=False)"
-        if request.compile and self._ahead_of_time(request):
-            self.code = code or self._compile(request)
-            self._run = torch._inductor.aoti_load_package(str(self.code))
-            how = "compiled ahead of time, once for any number of images, its weights packed by oneDNN"
-        elif request.compile:
-            self._run = torch.compile(self._model)
-            how = "compiled at the first call, once for one image and once for more"
         dtype = str(request.dtype).removeprefix("torch.")
-        self.notes: tuple[str, ...] = (f"The folded model in plain PyTorch, {dtype}, {how}.",)
+        self.notes: tuple[str, ...] = (f"The folded model in plain PyTorch, {dtype}, {self._prepare(request, code)}.",)
+        if _slow_bfloat16(request):
+            self.notes += ("This processor has no bfloat16 products: dtype=torch.float32 is likely to be faster.",)
+
+    def _prepare(self, request: Request, code: Path | None) -> str:
+        """Compile as the device and the tools at hand allow; how, in words."""
+        if not request.compile:
+            return "run eagerly (compile=False)"
+        if not self._ahead_of_time(request):
+            self._run = torch.compile(self._model)
+            return "compiled at the first call, once for one image and once for more"
+        if code is None and compiler() is None:
+            return "run eagerly, because there is no C++ compiler"
+        self.code = code or self._compile(request)
+        try:
+            self._run = torch._inductor.aoti_load_package(str(self.code))
+        except RuntimeError as error:
+            reason = str(error).partition("\n")[0]
+            raise EngineError(f"{self.code} cannot be loaded ({reason}): optimize the model again.") from error
+        packed = ", its weights packed by oneDNN" if _frozen(request) else ""
+        sizes = "for single images" if request.max_batch_size == 1 else "once for any number of images"
+        return f"compiled ahead of time, {sizes}{packed}"
 
     def stream(self, images: Tensor) -> Tensor:
         """See :class:`mixerzoo.engine.program.Runner`; not compiled."""
@@ -110,18 +127,35 @@ class CompiledRunner:
     def _compile(self, request: Request) -> Path:
         """A package of compiled code and packed weights, in a folder that lives as long as this object."""
         folder = tempfile.mkdtemp(prefix="mixerzoo-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        weakref.finalize(self, _remove, folder, os.getpid())
         config, largest = request.config, request.max_batch_size or 2**16
-        example = torch.zeros(min(3, largest), config.in_chans, *config.image_hw, dtype=self._precise)
+        shape = (min(3, largest), config.in_chans, *config.image_hw)
+        example = torch.zeros(shape, dtype=self._precise, device="cpu")
         count = torch.export.Dim("count", min=1, max=largest) if largest > 1 else torch.export.Dim.STATIC
         with torch.no_grad():
             exported = torch.export.export(self._model, (example,), dynamic_shapes={"images": {0: count}})
             path = Path(folder) / "compiled.pt2"
-            frozen = request.dtype != torch.float64  # oneDNN packs no float64, and frozen code asks it to
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(path), inductor_configs={"freezing": frozen}
+                exported, package_path=str(path), inductor_configs={"freezing": _frozen(request)}
             )
         return path
+
+
+def _frozen(request: Request) -> bool:
+    """Whether weights become constants of the code: oneDNN packs no float64, and frozen code asks it to."""
+    return request.dtype != torch.float64
+
+
+def _slow_bfloat16(request: Request) -> bool:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    supported = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return request.device.type == "cpu" and request.dtype == torch.bfloat16 and x86 and not supported
+
+
+def _remove(folder: str, process: int) -> None:
+    """Remove a temporary folder, unless this is a process forked from the one that made it."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _obstacle(request: Request) -> str | None:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from mixerzoo.config import MixerConfig
 from mixerzoo.engine.folding import FoldedMixer, normalise
 from mixerzoo.engine.program import Program, Request
 from mixerzoo.engine.tensors import tail
 from mixerzoo.errors import BuildError
 from mixerzoo.kernels.cpu.build import library
 from mixerzoo.kernels.cpu.library import CompiledMixer
-from mixerzoo.kernels.cpu.packing import Format, pack
+from mixerzoo.kernels.cpu.packing import LONGEST, Format, pack
 
 
 def _number(request: Request) -> Format:
@@ -54,8 +53,8 @@ class NativeRunner:
 
     def __init__(self, tensors: Mapping[str, Tensor], request: Request, code: Path | None = None):  # noqa: ARG002
         self._config = request.config
-        self._tensors = dict(tensors)
-        self._mixer = CompiledMixer(request.config, tensors, _number(request))
+        self._tensors = {name: t if t.data_ptr() % 64 == 0 else t.clone() for name, t in tensors.items()}  # cache lines
+        self._mixer = CompiledMixer(request.config, self._tensors, _number(request))
         size = sum(t.nbytes for name, t in tensors.items() if name.endswith(".words")) / 1e6
         how = {
             "bf16": "bfloat16 products with float32 sums (AVX-512 BF16)",
@@ -64,7 +63,7 @@ class NativeRunner:
         }[_number(request)]
         self.notes: tuple[str, ...] = (
             f"Our C++, compiled for this machine: {how}; tokens stay float32.",
-            f"{size:.0f} MB of weights are packed for its tiles; any number of images runs without compiling again.",
+            f"{size:.3g} MB of weights are packed for its tiles; any number of images runs without compiling again.",
         )
 
     def stream(self, images: Tensor) -> Tensor:
@@ -87,12 +86,19 @@ def _obstacle(request: Request) -> str | None:
         return f"it runs on CPUs, not on {request.device.type}"
     if request.quantize not in (None, "int8") or (request.quantize is None and request.dtype != torch.bfloat16):
         return "it has bfloat16 and int8 products only"
+    if request.dtype == torch.float64:
+        return "it computes in float32 at most"
     if not request.compile:
         return "it has to be compiled, and compile=False"
-    return _size_obstacle(request.config) or _machine_obstacle(_number(request))
+    return _size_obstacle(request) or _machine_obstacle(_number(request))
 
 
-def _size_obstacle(config: MixerConfig) -> str | None:
+def _size_obstacle(request: Request) -> str | None:
+    config = request.config
+    patch_values = config.in_chans * config.patch_size**2
+    longest = max(patch_values, config.num_tokens, config.tokens_mlp_dim, config.embed_dim, config.channels_mlp_dim)
+    if request.quantize == "int8" and longest > LONGEST:
+        return f"sums of {longest:,} products of bytes may exceed 32 bits"
     for name in ("embed_dim", "channels_mlp_dim"):
         if getattr(config, name) % 64:
             return f"{name}={getattr(config, name)} is no multiple of 64"

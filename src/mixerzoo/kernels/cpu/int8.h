@@ -14,6 +14,7 @@ struct Int8 {
   static constexpr int kValues = 4;
   static constexpr int kPanelsPerTask = 8;
   static constexpr float kGeluFloor = 0.171f;
+  static constexpr float kLargestHalf = 65504.0f;
 
   static INLINE Sum dot(Sum sum, __m512i activation, __m512i weight) {
     asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(activation), "v"(weight));
@@ -22,8 +23,13 @@ struct Int8 {
 
   static INLINE void store_row(const float* values, int count, Word* panel, int r, float* scales) {
     __m512 largest = _mm512_setzero_ps();
-    for (int k = 0; k < count; k += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(values + k)));
-    const float scale = std::max(_mm512_reduce_max_ps(largest), 1e-30f) / 127.0f;
+    __mmask16 lost = 0;
+    for (int k = 0; k < count; k += 16) {
+      const __m512 v = _mm512_loadu_ps(values + k);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(v));
+      lost |= not_numbers(v);
+    }
+    const float scale = lost ? NAN : std::max(_mm512_reduce_max_ps(largest), 1e-30f) / 127.0f;
     scales[r] = scale;
     const __m512 inverse = _mm512_set1_ps(1.0f / scale), offset = _mm512_set1_ps(128.0f);
     for (int k = 0; k < count; k += 64, panel += kRows * kBlock)
@@ -59,7 +65,8 @@ struct Int8 {
 #pragma GCC unroll 2
       for (int h = 0; h < 2; ++h)
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + r * kBlock) + h,
-                            _mm512_cvtps_ph(gelu(u[r][h], g), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+                            _mm512_cvtps_ph(_mm512_min_ps(_mm512_set1_ps(kLargestHalf), gelu(u[r][h], g)),
+                                            _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
   }
   static constexpr int hidden_words(int values) { return values / 2; }
 
@@ -67,10 +74,13 @@ struct Int8 {
   static INLINE void finish_hidden(Word* panel, int rows, int count, float* scales) {
     for (int r = 0; r < rows; ++r) {
       const Word* in = panel + r * kBlock;
-      __m512i largest = _mm512_setzero_si512();  // half precision orders like integers, except that negatives reverse
+      __m512i largest = _mm512_setzero_si512();  // magnitudes in half precision order like integers, NaN above all
       for (int k = 0; k < count; k += 32, in += kRows * kBlock)
-        largest = _mm512_max_epi16(largest, _mm512_loadu_si512(in));
-      scales[r] = (_mm512_reduce_max_ps(_mm512_max_ps(halves(largest, 0), halves(largest, 1))) + kGeluFloor) / 255.0f;
+        largest = _mm512_max_epi16(largest, _mm512_and_si512(_mm512_loadu_si512(in), _mm512_set1_epi16(0x7fff)));
+      const __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(largest));
+      const __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(largest, 1));
+      const int bits = _mm512_reduce_max_epi32(_mm512_max_epi32(low, high));
+      scales[r] = (_cvtsh_ss(static_cast<unsigned short>(bits)) + kGeluFloor) / 255.0f;
       const __m512 inverse = _mm512_set1_ps(1.0f / scales[r]), offset = _mm512_set1_ps(kGeluFloor / scales[r]);
       for (int k = 0; k < count / 64; ++k)
         for (int part = 0; part < 2; ++part) {
@@ -88,7 +98,8 @@ struct Int8 {
  private:
   static INLINE __m128i bytes(__m512 v) { return _mm512_cvtusepi32_epi8(rounded(v)); }
   static INLINE __m512i rounded(__m512 v) {
-    return _mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_setzero_si512());
+    const __m512i nearest = _mm512_max_epi32(_mm512_cvtps_epi32(v), _mm512_setzero_si512());
+    return _mm512_min_epi32(nearest, _mm512_set1_epi32(255));
   }
   static INLINE __m512 halves(__m512i v, int i) {
     return _mm512_cvtph_ps(i ? _mm512_extracti64x4_epi64(v, 1) : _mm512_castsi512_si256(v));
@@ -99,11 +110,14 @@ struct Int8 {
     float* values = reinterpret_cast<float*>(rows);
     for (int half = 0; half < 2; ++half) {
       __m512 largest = _mm512_set1_ps(1e-30f);
+      __mmask16 lost = 0;
       for (int s = 0; s < count; ++s) {
         const __m512 v = _mm512_loadu_ps(values + s * 32 + half * 16);
-        largest = _mm512_max_ps(largest, below > 0.0f ? v : _mm512_abs_ps(v));
+        largest = _mm512_max_ps(_mm512_abs_ps(v), largest);
+        lost |= not_numbers(v);
       }
-      const __m512 scale = _mm512_div_ps(_mm512_add_ps(largest, _mm512_set1_ps(below)), _mm512_set1_ps(steps));
+      const __m512 range = _mm512_mask_mov_ps(_mm512_add_ps(largest, _mm512_set1_ps(below)), lost, _mm512_set1_ps(NAN));
+      const __m512 scale = _mm512_div_ps(range, _mm512_set1_ps(steps));
       _mm512_storeu_ps(scales + half * 16, scale);
       const __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), scale);
       const __m512 offset = _mm512_fmadd_ps(_mm512_set1_ps(below), inverse, _mm512_set1_ps(above));

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,9 @@ from mixerzoo.config import MixerConfig
 from mixerzoo.kernels.cpu.build import library
 from mixerzoo.kernels.cpu.gelu_table import LIMIT, gelu_table, pieces_per_unit
 from mixerzoo.kernels.cpu.packing import Format
+
+AT_ONCE = 256
+"""Images that go through the layers together; more gain nothing and need memory."""
 
 
 class _Gelu(ctypes.Structure):
@@ -80,27 +84,42 @@ class CompiledMixer:
         self._model = _Model(sizes, gelu, self._weights("stem"), self._layers)
         self._run = library(number).mixer_forward
         self._run.argtypes = (*[ctypes.c_void_p] * 2, ctypes.c_int, *[ctypes.c_void_p] * 2, ctypes.c_int)
-        self._run.restype = None
+        self._run.restype = ctypes.c_bool
 
+    @torch.compiler.disable
     def __call__(self, images: Tensor, *, pooled: bool) -> Tensor:
-        """Images (N, in_chans, H, W), float32, contiguous -> tokens (N, S, C), or normalised and averaged (N, C).
+        """Images (N, in_chans, H, W) -> tokens (N, S, C), or normalised and averaged (N, C); all float32.
 
         Args:
-            images: At least one image.
+            images: At least one image, contiguous, on the CPU.
             pooled: Normalise without scale and shift and average over the tokens.
+
+        Raises:
+            MemoryError: There is not enough memory.
         """
-        config = self._config
-        tokens = torch.empty(len(images), config.num_tokens, config.embed_dim)
-        features = torch.empty(len(images), config.embed_dim) if pooled else None
-        self._run(
-            ctypes.addressof(self._model),
-            images.data_ptr(),
-            len(images),
-            tokens.data_ptr(),
-            None if features is None else features.data_ptr(),
-            torch.get_num_threads(),
-        )
-        return tokens if features is None else features
+        config, count = self._config, len(images)
+        expected = (count, config.in_chans, *config.image_hw)
+        assert images.shape == expected, "the compiled code trusts sizes"
+        assert images.dtype == torch.float32
+        assert images.device.type == "cpu"
+        images = images.resolve_conj().resolve_neg().contiguous()
+        empty = functools.partial(torch.empty, dtype=torch.float32, device="cpu")
+        at_once = min(count, AT_ONCE) if pooled else count
+        tokens = empty((at_once, config.num_tokens, config.embed_dim))
+        features = empty((count if pooled else 0, config.embed_dim))
+        for first in range(0, count, AT_ONCE):
+            piece = images[first : first + AT_ONCE]
+            done = self._run(
+                ctypes.addressof(self._model),
+                piece.data_ptr(),
+                len(piece),
+                tokens[0 if pooled else first].data_ptr(),
+                features[first].data_ptr() if pooled else None,
+                torch.get_num_threads(),
+            )
+            if not done:
+                raise MemoryError(f"There is not enough memory for {len(piece)} images at once.")
+        return features if pooled else tokens
 
     def _layer(self, i: int) -> _Layer:
         address = {name: self._keep[f"layers.{i}.{name}"].data_ptr() for name in ("gamma", "beta")}

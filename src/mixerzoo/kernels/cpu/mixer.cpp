@@ -5,9 +5,13 @@
 // Where there are too few rows for the cores, the two products of channel mixing are cut into columns as well.
 // Compiled once for each number format, FORMAT, and exported as `mixer_forward`.
 
+#include <omp.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
+#include <vector>
 
 #include "bf16.h"
 #include "int8.h"
@@ -25,14 +29,22 @@ using Buffer = std::unique_ptr<Word[], Free>;
 
 Buffer allocate(std::size_t words) {
   const std::size_t bytes = (words * sizeof(Word) + 4095) / 4096 * 4096;
-  return Buffer(static_cast<Word*>(std::aligned_alloc(4096, std::max<std::size_t>(bytes, 4096))));
+  Buffer buffer(static_cast<Word*>(std::aligned_alloc(4096, std::max<std::size_t>(bytes, 4096))));
+  if (!buffer) throw std::bad_alloc();
+  return buffer;
 }
+
+// What one thread works in: two operands, the scales of both, and one row.
+struct Scratch {
+  Buffer a, b;
+  std::vector<float> scales, values;
+};
 
 template <class Format>
 class Forward {
  public:
   Forward(const Model& model, int images, float* x, int threads)
-      : m_(model), z_(model.sizes), images_(images), rows_(images * z_.tokens), x_(x), threads_(threads) {
+      : m_(model), z_(model.sizes), images_(images), rows_(images * z_.tokens), x_(x) {
     patch_values_ = z_.in_channels * z_.patch * z_.patch;
     values_count_ = std::max(ceil_div(patch_values_, 64) * 64, z_.channels);
     panels_ = ceil_div(rows_, kRows);
@@ -43,26 +55,25 @@ class Forward {
     column_tasks_ = by_rows_ ? 1 : ceil_div(2 * threads, row_tasks);
     row_words_ = ceil_div(z_.channels, Format::kValues);
     hidden_stride_ = panel_words(Format::hidden_words(z_.channels_hidden));
-    stats_.reset(new Statistics[rows_]);
+    stats_.resize(rows_);
     if (!by_rows_) {
       shared_rows_ = allocate(panels_ * panel_words(row_words_));
       shared_hidden_ = allocate(panels_ * hidden_stride_);
-      shared_scales_.reset(new float[2 * panels_ * kRows]);
+      shared_scales_.resize(2 * panels_ * kRows);
     }
+    for (int t = 0; t < threads; ++t) scratch_.push_back(make_scratch());
   }
 
   // Runs in every thread of a team.
   void run(const float* pictures, float* pooled) {
-    const std::size_t token_words = std::size_t(std::max(z_.tokens, z_.tokens_hidden) + 4) * kColumns;
-    const std::size_t rows = panels_per_task_ * panel_words(row_words_);
-    Buffer a = allocate(std::max({rows, token_words, panels_per_task_ * panel_words(ceil_div(patch_values_, Format::kValues))}));
-    Buffer b = allocate(std::max(panels_per_task_ * hidden_stride_, token_words));
-    std::unique_ptr<float[]> scales(new float[2 * panels_per_task_ * kRows]);
-    std::unique_ptr<float[]> values(new float[values_count_]());
+    Scratch& scratch = scratch_[omp_get_thread_num()];
+    Word *a = scratch.a.get(), *b = scratch.b.get();
+    float *scales = scratch.scales.data(), *hidden_scales = scales + panels_per_task_ * kRows;
+    float* values = scratch.values.data();
     const int row_tasks = ceil_div(panels_, panels_per_task_);
 
 #pragma omp for schedule(dynamic, 1)
-    for (int t = 0; t < row_tasks; ++t) embed(pictures, t, a.get(), scales.get(), values.get());
+    for (int t = 0; t < row_tasks; ++t) embed(pictures, t, a, scales, values);
     for (int i = 0; i < z_.depth; ++i) {
       const Layer& layer = m_.layers[i];
 #pragma omp for schedule(dynamic, 1) collapse(2)
@@ -71,20 +82,20 @@ class Forward {
           Layer at = layer;
           at.gamma += c, at.beta += c;
           const std::size_t first = std::size_t(n) * z_.tokens;
-          Format::mix_tokens(at, z_, m_.gelu, stats_.get() + first, x_ + first * z_.channels + c, a.get(), b.get());
+          Format::mix_tokens(at, z_, m_.gelu, stats_.data() + first, x_ + first * z_.channels + c, a, b);
         }
       if (by_rows_) {
 #pragma omp for schedule(dynamic, 1)
         for (int t = 0; t < row_tasks; ++t) {
           const Task task = task_of(t, 0);
-          normalise(task, a.get(), scales.get(), values.get());
-          hidden(layer, task, a.get(), scales.get(), b.get());
-          quantise_hidden(task, b.get(), scales.get() + panels_per_task_ * kRows);
-          residual(layer, task, b.get(), scales.get() + panels_per_task_ * kRows);
+          normalise(task, a, scales, values);
+          hidden(layer, task, a, scales, b);
+          quantise_hidden(task, b, hidden_scales);
+          residual(layer, task, b, hidden_scales);
           measure(task);
         }
       } else {
-        mix_channels_by_columns(layer, row_tasks, values.get());
+        mix_channels_by_columns(layer, row_tasks, values);
       }
     }
     if (pooled == nullptr) return;
@@ -93,6 +104,14 @@ class Forward {
   }
 
  private:
+  Scratch make_scratch() const {
+    const std::size_t token_words = std::size_t(std::max(z_.tokens, z_.tokens_hidden) + 4) * kColumns;
+    const int longest = std::max(row_words_, ceil_div(patch_values_, Format::kValues));
+    return {allocate(std::max(panels_per_task_ * panel_words(longest), token_words)),
+            allocate(std::max(panels_per_task_ * hidden_stride_, token_words)),
+            std::vector<float>(2 * panels_per_task_ * kRows), std::vector<float>(values_count_)};
+  }
+
   // Some row panels by a share of the columns.
   struct Task {
     int panel, panels, share;
@@ -106,7 +125,7 @@ class Forward {
   float* row(int panel) const { return x_ + std::size_t(panel) * kRows * z_.channels; }
 
   // Patches of the images times the stem's weights.
-  void embed(const float* pictures, int t, Word* patches, float* scales, float* values) const {
+  void embed(const float* pictures, int t, Word* patches, float* scales, float* values) {
     const Task task = task_of(t, 0);
     const int words = ceil_div(patch_values_, Format::kValues);
     const int across = z_.width / z_.patch;
@@ -177,22 +196,22 @@ class Forward {
   }
 
   // Statistics of the LayerNorm behind these rows: the next layer's first, or the final one.
-  void measure(const Task& task) const {
+  void measure(const Task& task) {
     for (int t = task.panel * kRows; t < std::min(rows_, (task.panel + task.panels) * kRows); ++t)
       stats_[t] = statistics(x_ + std::size_t(t) * z_.channels, z_.channels, z_.eps);
   }
 
-  void mix_channels_by_columns(const Layer& layer, int row_tasks, float* values) const {
-    float* hidden_scales = shared_scales_.get() + panels_ * kRows;
+  void mix_channels_by_columns(const Layer& layer, int row_tasks, float* values) {
+    float *row_scales = shared_scales_.data(), *hidden_scales = row_scales + panels_ * kRows;
 #pragma omp for schedule(dynamic, 1)
     for (int p = 0; p < panels_; ++p)
-      normalise({p, 1, 0}, shared_rows_.get() + p * panel_words(row_words_), shared_scales_.get() + p * kRows, values);
+      normalise({p, 1, 0}, shared_rows_.get() + p * panel_words(row_words_), row_scales + p * kRows, values);
 #pragma omp for schedule(dynamic, 1) collapse(2)
     for (int t = 0; t < row_tasks; ++t)
       for (int share = 0; share < column_tasks_; ++share) {
         const Task task = task_of(t, share);
         hidden(layer, task, shared_rows_.get() + task.panel * panel_words(row_words_),
-               shared_scales_.get() + task.panel * kRows, shared_hidden_.get() + task.panel * hidden_stride_);
+               row_scales + task.panel * kRows, shared_hidden_.get() + task.panel * hidden_stride_);
       }
 #pragma omp for schedule(dynamic, 1)
     for (int p = 0; p < panels_; ++p)
@@ -234,21 +253,26 @@ class Forward {
   const Sizes& z_;
   const int images_, rows_;
   float* const x_;
-  const int threads_;
   int panels_, panels_per_task_, column_tasks_, row_words_, patch_values_, values_count_;
   bool by_rows_;
   std::size_t hidden_stride_;
-  std::unique_ptr<Statistics[]> stats_;
+  std::vector<Statistics> stats_;
   Buffer shared_rows_, shared_hidden_;
-  std::unique_ptr<float[]> shared_scales_;
+  std::vector<float> shared_scales_;
+  std::vector<Scratch> scratch_;
 };
 
 }  // namespace
 
-// pictures (N, in_channels, H, W); x (N, S, C), written; pooled (N, C), written, or null.
-extern "C" void mixer_forward(const Model* model, const float* pictures, int images, float* x, float* pooled,
+// pictures (N, in_channels, H, W); x (N, S, C), written; pooled (N, C), written, or null. Returns whether there was memory.
+extern "C" bool mixer_forward(const Model* model, const float* pictures, int images, float* x, float* pooled,
                               int threads) {
-  Forward<FORMAT> forward(*model, images, x, threads);
+  try {
+    Forward<FORMAT> forward(*model, images, x, threads);
 #pragma omp parallel num_threads(threads)
-  forward.run(pictures, pooled);
+    forward.run(pictures, pooled);
+    return true;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
 }

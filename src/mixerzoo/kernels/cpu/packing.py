@@ -13,6 +13,8 @@ GELU_FLOOR = 0.171
 """What ``int8.h`` adds to the output of GELU before it is quantised."""
 
 LARGEST = 127
+LONGEST = 2**16
+"""Products of bytes of which a 32-bit sum can hold that many whatever they are."""
 
 
 def pack(

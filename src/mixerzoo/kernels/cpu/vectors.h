@@ -12,8 +12,9 @@ struct Gelu {
   float pieces_per_unit, limit;
 };
 
+// Of two operands of which one is not a number, minimum and maximum give the second: x, so that it is not lost.
 INLINE __m512 gelu(__m512 x, const Gelu& g) {
-  const __m512 t = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(g.limit));
+  const __m512 t = _mm512_min_ps(_mm512_set1_ps(g.limit), _mm512_abs_ps(x));
   // 2^23 + t * scale has the number of the piece, rounded, in its lowest bits, which is all the permutation reads.
   const __m512i piece = _mm512_castps_si512(
       _mm512_fmadd_ps(t, _mm512_set1_ps(g.pieces_per_unit), _mm512_set1_ps(8388608.0f)));
@@ -21,8 +22,11 @@ INLINE __m512 gelu(__m512 x, const Gelu& g) {
   const __m512 c1 = _mm512_permutexvar_ps(piece, _mm512_loadu_ps(g.linear));
   const __m512 c2 = _mm512_permutexvar_ps(piece, _mm512_loadu_ps(g.quadratic));
   const __m512 r = _mm512_fmadd_ps(_mm512_fmadd_ps(c2, t, c1), t, c0);
-  return _mm512_sub_ps(_mm512_max_ps(x, _mm512_setzero_ps()), r);
+  return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), r);
 }
+
+// Which of 16 values are not numbers. int8 has none of those, so the scale of a row that holds one becomes one.
+INLINE __mmask16 not_numbers(__m512 v) { return _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q); }
 
 struct Statistics {
   float mean, rstd;
