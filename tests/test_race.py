@@ -165,10 +165,16 @@ def test_nothing_starts_after_the_deadline(monkeypatch):
     monkeypatch.setattr(runner, "Worker", StandIn)
     race = Race(MODEL, 1, "cpu", 1, (TIMM,), rounds=2)
     result = run_race(race, lambda line: None, deadline=time.monotonic())
-    assert result.lanes[0].failure == "time was up before it was built"
+    assert result.lanes[0].failure == "time was up before it was ready"
     assert result.lanes[0].median is None
-    clock = iter([0.0, 1.0, 2.0, 1e9])
-    monkeypatch.setattr(runner.time, "monotonic", lambda: next(clock))
+    rounds = []
+
+    def ask(self, request, limit, doing, real=StandIn.ask):
+        rounds.extend([request] if request["do"] == "round" else [])
+        return real(self, request, limit, doing)
+
+    monkeypatch.setattr(StandIn, "ask", ask)  # a round is one of the contender and one of the yardstick
+    monkeypatch.setattr(runner.time, "monotonic", lambda: 0.0 if len(rounds) < 4 else 1e9)
     result = run_race(replace(race, rounds=7), lambda line: None, deadline=1e6)
     assert result.lanes[0].seconds == [1.0, 1.0]
     assert result.remarks == ["time was up after 2 of 7 rounds"]
@@ -473,8 +479,8 @@ def test_too_little_memory_halves_the_batch_for_all(tmp_path, monkeypatch):
     (result,) = several.run_all(plan_races(MODEL, [256], "cuda", field), field, report, lambda line: None)
     assert result.race.batch_size == 64
     assert result.remarks == [
-        "batch 256 was too much memory for timm bf16: half of it for all",
-        "batch 128 was too much memory for timm bf16: half of it for all",
+        "batch 256 was too much memory together for timm bf16: half of it for all",
+        "batch 128 was too much memory together for timm bf16: half of it for all",
     ]
 
 
@@ -516,12 +522,14 @@ def test_the_cpu_suite_judges_what_it_raced(tmp_path, monkeypatch):
 
     monkeypatch.setattr(several, "run_race", fake)
     monkeypatch.setattr("mixerzoo.bench.race.cpu_suite.load.run_races", lambda: LOADED)
+    files = FolderRace(decoding=200.0, model=40.0, together=37.0)
+    monkeypatch.setattr("mixerzoo.bench.race.cpu_suite.race_folder", lambda: files)
     said = []
     assert run_cpu_suite(CpuSuite(tmp_path), said.append)
     sizes = [(model, size) for model in ("mixer_b16", "mixer_s16") for size in (1, 8)]
     assert asked == [(*size, dtype) for dtype in ("bf16", "int8") for size in sizes]
     written = json.loads((tmp_path / "suite-cpu.json").read_text())
-    assert len(written["targets"]) == 8 + 1 + 1 + 1
+    assert len(written["targets"]) == 8 + 1 + 1 + 1 + 1
     assert written["load"]["importing"] == [2.15, 2.0]
     assert any("import mixerzoo, beyond importing torch and timm: 0.15 s" in line for line in said)
 
@@ -593,3 +601,32 @@ def test_agreement_needs_data(tmp_path):
     assert done.returncode == 1
     assert "has no folder named test or val" in done.stderr
     assert "--data belongs to --suite agreement" in run_cli("bench", "--suite", "load", "--data", tmp_path).stderr
+
+
+def test_a_race_without_time_is_left_and_nobody_failed(monkeypatch, tmp_path):
+    """Neither a missed target nor a failure of ours."""
+    monkeypatch.setattr(runner, "Worker", StandIn)
+    race = Race(MODEL, 1, "cpu", 1, (TIMM,), rounds=2)
+    said = []
+    report = Report(tmp_path, "suite", {})
+    monkeypatch.setattr(several.time, "monotonic", iter([0.0, *[2.0] * 99]).__next__)
+    assert several.run_all([race], Field((TIMM,), ()), report, said.append, deadline=1.0) == []
+    assert said[-1] == f"not run, because time was up: {race.title}"
+
+
+def test_a_target_that_a_missing_rival_might_have_missed_says_so():
+    alone = made_up({"mixerzoo bf16": 0.5, "timm-compile bf16": 0.6}, **B16)
+    rivals = [("timm-compile", "bf16"), ("openvino", "bf16")]
+    assert against(alone, rivals, 1.0).verdict == "met by those present"
+    assert against(alone, rivals, 1.5).verdict == "NOT met"
+    assert "0.9996x" in str(Target("ours", 1.0, 0.9996))
+
+
+def test_a_real_folder_race():
+    from mixerzoo.bench import folder
+
+    race = folder.race_folder(repeats=1, count=3)
+    assert race.decoding > 0
+    assert race.model > 0
+    assert "3 JPEG files" in str(race)
+    assert FolderRace(decoding=100.0, model=40.0, together=30.0).share == pytest.approx(0.75)

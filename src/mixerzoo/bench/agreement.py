@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,7 +95,11 @@ def _runner(model: Mixer, form: Form) -> tuple[str, Callable[[Tensor], Tensor] |
     try:
         fast = optimize(model, quantize=quantize, device=device, max_batch_size=_BATCH)
     except EngineError as error:
-        return ("emulated", _emulated_fp8(model)) if form == "fp8" else (str(error), None)
+        if form != "fp8":
+            return str(error), None
+        if importlib.util.find_spec("triton") is None:
+            return "its weights are packed with Triton, which is not installed", None
+        return "emulated", _emulated_fp8(model)
     return fast.report().program, fast
 
 

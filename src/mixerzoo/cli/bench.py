@@ -121,7 +121,7 @@ def _run_simple(suite: Suite | None, data: Path | None) -> None:
         typer.echo(kernels.report())
         return
     typer.echo("  ".join(f"{key} {value}" for key, value in circumstances().items()))
-    if suite == "agreement" and data is not None:
+    if data is not None:
         typer.echo(agreement.report(data))
     else:
         typer.echo(load.report() if suite == "load" else conversion.report())

@@ -114,21 +114,25 @@ class CudaCapture:
         device: The CUDA device.
     """
 
+    _one_at_a_time = threading.Lock()  # a process may capture one graph at a time, whoever asks
+
     def __init__(self, device: torch.device):
         self._device = device
         self._pool: Any = None
+        self._stream: Any = None  # graphs that share a pool are captured on the same stream
 
     def __call__(self, function: Function, example: Tensor) -> Captured:
-        """Run once on a side stream, so that everything is compiled, loaded and tuned, then capture."""
-        with torch.cuda.device(self._device):
-            side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+        """Run once on the stream of captures, so that everything is compiled, loaded and tuned, then capture."""
+        with self._one_at_a_time, torch.cuda.device(self._device):
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
                 function(example)
-            torch.cuda.current_stream().wait_stream(side)
+            torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
             # Other threads may allocate or synchronise meanwhile: only this one must not.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
                 result = function(example)
             self._pool = graph.pool()
             return Captured(example, result, graph.replay)

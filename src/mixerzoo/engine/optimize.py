@@ -130,11 +130,16 @@ def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, st
             raise EngineError(f"The program {program!r} cannot run this: {obstacle}. Leave program='auto'.")
         return PROGRAMS[program], {}
     passed_over: dict[str, str] = {}
+    reserved: list[Program] = []
     for candidate in PROGRAMS.values():
-        reason = candidate.obstacle(request) or candidate.reservation(request)
+        obstacle = candidate.obstacle(request)
+        reason = obstacle or candidate.reservation(request)
         if reason is None:
             return candidate, passed_over
         passed_over[candidate.name] = reason
+        reserved += [] if obstacle else [candidate]
+    if reserved:  # nothing else computes what was asked for; the reason stays in the report
+        return reserved[0], passed_over
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise EngineError(f"Nothing can run quantize={request.quantize!r} on {request.device}. {reasons}.")
 

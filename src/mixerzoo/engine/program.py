@@ -76,6 +76,8 @@ def make_request(
         raise ConfigError(f"device={device!r} does not exist: use 'cpu' or 'cuda', for instance.") from None
     if where.type == "meta" or (where.type == "cuda" and not torch.cuda.is_available()):
         raise ConfigError(f"device={str(where)!r} was asked for, and there is no such device here: leave device=None.")
+    if where.type == "cuda" and where.index is None:  # the current device is one of a thread
+        where = torch.device("cuda", torch.cuda.current_device())
     return Request(config, where, dtype, quantize, compile, max_batch_size)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mixerzoo.bench import load
 from mixerzoo.bench.folder import FolderRace, race_folder
 from mixerzoo.bench.race import targets
@@ -85,6 +87,7 @@ def run_cpu_suite(suite: CpuSuite, say: Say) -> bool:
     ]
     loaded = files = None
     if suite.with_loading and time.monotonic() < deadline:
+        torch.set_num_threads(races["bf16"][0].threads)
         loaded, files = load.run_races(), race_folder()
         report.note(load=loaded, folder=files)
         say(f"{loaded}\n{files}")

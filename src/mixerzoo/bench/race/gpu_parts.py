@@ -17,7 +17,7 @@ from mixerzoo.bench.race.results import RaceResult
 from mixerzoo.bench.race.runner import YARDSTICK, Say
 from mixerzoo.bench.race.several import open_report, run_all
 from mixerzoo.bench.race.targets import Target
-from mixerzoo.bench.race.terms import OURS, Dtype, Race
+from mixerzoo.bench.race.terms import OURS, Dtype, Race, no_fp8
 from mixerzoo.bench.workers.process import Worker, WorkerLost
 from mixerzoo.errors import ConfigError
 
@@ -111,6 +111,10 @@ def race_part(request: Request, say: Say) -> bool:
     """
     deadline = time.monotonic() + 60 * request.minutes
     part = RACE_PARTS[request.part]
+    hindrance = no_fp8("cuda", part.dtype)
+    if hindrance:
+        say(f"skipped: {hindrance}, and this card has less.")
+        return True
     field = _field(part)
     planned = [race for race in _races(part, field) if request.match in race.title]
     if not planned:

@@ -64,6 +64,7 @@ class RaceResult:
         products: Rate of a plain matrix product in each round, in operations a second, by dtype.
         skipped: Why others do not take part.
         remarks: What went differently than planned.
+        cut_short: Whether time was up before everybody was ready.
     """
 
     race: Race
@@ -71,6 +72,7 @@ class RaceResult:
     products: dict[Dtype, list[float | None]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    cut_short: bool = False
 
     def lane(self, contender: str, dtype: Dtype) -> Lane | None:
         """The lane of a contender, where it ran and computed what it should."""

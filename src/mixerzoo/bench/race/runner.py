@@ -20,6 +20,8 @@ YARDSTICK = "mixerzoo.bench.race.yardstick"
 Say: TypeAlias = Callable[[str], object]
 
 _PREPARE_LIMIT = 300.0
+_GRACE = 30.0
+_TIME_UP = "time was up before it was ready"
 
 
 def run_race(race: Race, say: Say, deadline: float = float("inf")) -> RaceResult:
@@ -58,7 +60,8 @@ class _Run:
         self._yardstick = self._start(YARDSTICK)
         self._workers = {i: self._start(CONTENDER) for i in range(len(self._race.entries))}
         try:
-            failure = self._yardstick.ask(request, _PREPARE_LIMIT, "writing the reference").get("failure")
+            limit = self._within(_PREPARE_LIMIT)
+            failure = self._yardstick.ask(request, limit, "writing the reference").get("failure")
         except WorkerLost as error:
             failure = str(error)
         for lane in self.result.lanes if failure else []:
@@ -70,11 +73,13 @@ class _Run:
         for i, lane in enumerate(self.result.lanes):
             limit = min(self._race.build_limit, self._deadline - self._turns - time.monotonic())
             if limit <= 0:
-                lane.failure = "time was up before it was built"
+                lane.failure, self.result.cut_short = _TIME_UP, True
                 self._drop(i)
                 continue
             answer = self._ask_to_build(i, lane.entry, limit)
             lane.failure = answer.get("failure")
+            if lane.failure is not None and time.monotonic() >= self._deadline - self._turns:
+                lane.failure, self.result.cut_short = _TIME_UP, True
             if lane.failure is None:
                 lane.build_seconds, lane.error = answer["build_seconds"], float(answer["error"])
                 lane.says, lane.memory = answer["says"], answer["memory"]
@@ -85,7 +90,9 @@ class _Run:
         for number in range(self._race.rounds):
             if not self._workers or time.monotonic() >= self._deadline:
                 break
-            for i, lane in enumerate(self.result.lanes):
+            lanes = list(enumerate(self.result.lanes))
+            first = number % len(lanes)  # nobody always runs behind the same neighbour
+            for i, lane in lanes[first:] + lanes[:first]:
                 lane.seconds.append(self._one_round(i, lane))
             for dtype in dict.fromkeys(lane.entry.dtype for lane in self.result.lanes):
                 self.result.products.setdefault(dtype, []).append(self._product(dtype))
@@ -116,7 +123,7 @@ class _Run:
             return None
         request = {"do": "round", "seconds": self._race.seconds}
         try:
-            answer = worker.ask(request, self._race.round_limit, "in a round")
+            answer = worker.ask(request, self._within(self._race.round_limit), "in a round")
         except WorkerLost as error:
             answer = {"failure": str(error)}
         lane.failure = answer.get("failure")
@@ -130,8 +137,9 @@ class _Run:
             return None
         request = {"do": "round", "dtype": dtype, "device": self._race.device, "seconds": self._race.seconds}
         try:
-            answer = self._yardstick.ask(request, self._race.round_limit, "multiplying matrices")
+            answer = self._yardstick.ask(request, self._within(self._race.round_limit), "multiplying matrices")
         except WorkerLost as error:
+            self._yardstick.close()
             self._yardstick = None
             answer = {"failure": str(error)}
         if "failure" in answer:
@@ -139,6 +147,10 @@ class _Run:
             self.result.remarks += [] if remark in self.result.remarks else [remark]
             return None
         return float(answer["rate"])
+
+    def _within(self, limit: float) -> float:
+        """A limit in seconds, and no more than a little beyond the deadline."""
+        return min(limit, max(self._deadline - time.monotonic(), 0.0) + _GRACE)
 
     def _start(self, program: str) -> Worker:
         threads = str(self._race.threads)

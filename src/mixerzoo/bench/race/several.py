@@ -50,6 +50,9 @@ def run_all(
             left.append(race.title)
             continue
         result = _without_running_out(race, say, deadline)
+        if result.cut_short and not result.lanes[0].counts:
+            left.append(race.title)  # nobody failed: there was no time for it
+            continue
         result.skipped += field.skipped
         report.add(result)
         say(table(result))
@@ -66,7 +69,7 @@ def _without_running_out(race: Race, say: Say, deadline: float) -> RaceResult:
     short = [lane.entry.label for lane in result.lanes if OUT_OF_MEMORY in (lane.failure or "")]
     if not short or race.batch_size == 1 or time.monotonic() >= deadline:
         return result
-    remark = f"batch {race.batch_size} was too much memory for {', '.join(short)}: half of it for all"
+    remark = f"batch {race.batch_size} was too much memory together for {', '.join(short)}: half of it for all"
     say(f"  {remark}")
     smaller = _without_running_out(replace(race, batch_size=race.batch_size // 2), say, deadline)
     smaller.remarks.insert(0, remark)

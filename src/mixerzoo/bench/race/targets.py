@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mixerzoo.bench.folder import FolderRace
@@ -24,6 +24,7 @@ class Target:
         at_most: Whether the bound is one from above.
         remark: What else a reader must know.
         failed: Whether there is no figure because ours failed.
+        incomplete: Whether a rival is missing whose figure might have been better.
     """
 
     what: str
@@ -33,19 +34,22 @@ class Target:
     at_most: bool = False
     remark: str = ""
     failed: bool = False
+    incomplete: bool = False
 
     @property
-    def verdict(self) -> Literal["met", "NOT met", "not measured"]:
+    def verdict(self) -> Literal["met", "met by those present", "NOT met", "not measured"]:
         """Whether the figure is on the right side of the bound."""
         if self.measured is None:
             return "NOT met" if self.failed else "not measured"
         met = self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
-        return "met" if met else "NOT met"
+        if not met:
+            return "NOT met"
+        return "met by those present" if self.incomplete else "met"
 
     def __str__(self) -> str:
         """One line."""
         sign = "<=" if self.at_most else ">="
-        figure = "-" if self.measured is None else f"{self.measured:.3g}{self.unit}"
+        figure = "-" if self.measured is None else f"{self.measured:.4g}{self.unit}"
         remark = f" ({self.remark})" if self.remark else ""
         return f"{self.verdict:12}  {self.what}: {figure}, wanted {sign} {self.wanted:g}{self.unit}{remark}"
 
@@ -72,7 +76,10 @@ def against(
     best = min(found, key=lambda label: found[label])
     measured = 1 / found[best] if time else found[best]
     fastest = ", the fastest" if len(found) > 1 else ""
-    return _of(result, f"{'time ' if time else ''}over {best}{fastest}", wanted, measured, at_most=time, remark=remark)
+    target = _of(
+        result, f"{'time ' if time else ''}over {best}{fastest}", wanted, measured, at_most=time, remark=remark
+    )
+    return replace(target, incomplete=bool(absent))
 
 
 def share_of_products(result: RaceResult, percent: float) -> Target:

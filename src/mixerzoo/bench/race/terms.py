@@ -65,6 +65,13 @@ def _unhindered(device: Device, dtype: Dtype) -> str | None:  # noqa: ARG001
     return None
 
 
+def no_fp8(device: Device, dtype: Dtype) -> str | None:
+    """Why a card cannot multiply FP8; None where it can, or where that is not asked."""
+    if dtype == "fp8" and device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
+        return "fp8 needs compute capability 8.9 (Ada) or later"
+    return None
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to run a Mixer.

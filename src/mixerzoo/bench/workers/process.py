@@ -71,7 +71,9 @@ class Worker:
         return self._answer(limit, doing)
 
     def close(self) -> None:
-        """End the process with all that it started."""
+        """End the process with all that it started; a second time does nothing."""
+        if self._errors.closed:
+            return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

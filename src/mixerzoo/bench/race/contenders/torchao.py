@@ -9,13 +9,7 @@ import torch
 from torch import Tensor
 
 from mixerzoo.bench.race.models import timm_model
-from mixerzoo.bench.race.terms import Built, Contender, Device, Dtype, Task
-
-
-def _obstacle(device: Device, dtype: Dtype) -> str | None:
-    if dtype == "fp8" and device == "cuda" and torch.cuda.get_device_capability() < (8, 9):
-        return "fp8 needs compute capability 8.9 (Ada) or later"
-    return None
+from mixerzoo.bench.race.terms import Built, Contender, Task, no_fp8
 
 
 def _build(task: Task) -> Built:
@@ -45,6 +39,6 @@ def _build(task: Task) -> Built:
 
 CONTENDERS = (
     Contender(
-        "torchao", 40, {"cpu": ("int8",), "cuda": ("int8", "fp8")}, _build, packages=("torchao",), obstacle=_obstacle
+        "torchao", 40, {"cpu": ("int8",), "cuda": ("int8", "fp8")}, _build, packages=("torchao",), obstacle=no_fp8
     ),
 )
