@@ -403,9 +403,9 @@ def test_processes_that_compile_at_the_same_moment(fresh):
     environment = os.environ | {"XDG_CACHE_HOME": str(fresh / "cache")}
     started = [
         subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
-    assert [process.communicate(timeout=300)[0].strip() for process in started] == ["True"] * 3
+    assert [process.communicate(timeout=300)[0].strip() for process in started] == ["True"] * 2
     assert len(kept(fresh)) == 1
 
 
