@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import gc
 import pickle
+import sys
 import weakref
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import mixerzoo
 from mixerzoo.engine.folding import fold
+from mixerzoo.engine.optimize import choose
 from mixerzoo.engine.program import make_request
 from mixerzoo.engine.programs import PROGRAMS
 from mixerzoo.engine.programs.compiled import FoldedForward
@@ -438,3 +440,17 @@ def test_no_compiler_at_all(model, monkeypatch):
     fast = mixerzoo.optimize(model, dtype=torch.float32)
     assert "run eagerly, because there is no C++ compiler" in str(fast.report())
     assert fast(images_for(model)).shape == (3, 7)
+
+
+def test_a_program_that_is_held_back_runs_where_nothing_else_computes_what_was_asked_for(model, monkeypatch):
+    held = dataclasses.replace(
+        PROGRAMS["compiled"], name="held", obstacle=lambda _: None, reservation=lambda _: "it is not proven here"
+    )
+    monkeypatch.setattr(sys.modules["mixerzoo.engine.optimize"], "PROGRAMS", {"held": held})
+    request = make_request(model.config, "cpu", torch.bfloat16, "int8", False, None)
+    program, passed_over = choose(request)
+    assert program is held
+    assert passed_over == {"held": "it is not proven here"}
+    free = dataclasses.replace(held, name="free", reservation=lambda _: None)
+    monkeypatch.setattr(sys.modules["mixerzoo.engine.optimize"], "PROGRAMS", {"held": held, "free": free})
+    assert choose(request)[0] is free
