@@ -447,7 +447,10 @@ def test_a_program_that_is_held_back_runs_where_nothing_else_computes_what_was_a
         PROGRAMS["compiled"], name="held", obstacle=lambda _: None, reservation=lambda _: "it is not proven here"
     )
     monkeypatch.setattr(sys.modules["mixerzoo.engine.optimize"], "PROGRAMS", {"held": held})
-    request = make_request(model.config, "cpu", torch.bfloat16, "int8", False, None)
+    here = make_request(model.config, "cpu", torch.bfloat16, "int8", False, None)
+    with pytest.raises(EngineError, match="it is not proven here"):  # interpreted kernels are nothing to fall back to
+        choose(here)
+    request = dataclasses.replace(here, device=torch.device("cuda"))
     program, passed_over = choose(request)
     assert program is held
     assert passed_over == {"held": "it is not proven here"}

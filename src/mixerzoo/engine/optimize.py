@@ -138,7 +138,7 @@ def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, st
             return candidate, passed_over
         passed_over[candidate.name] = reason
         reserved += [] if obstacle else [candidate]
-    if reserved:  # nothing else computes what was asked for; the reason stays in the report
+    if reserved and request.device.type == "cuda":  # nothing else computes it; the reason stays in the report
         return reserved[0], passed_over
     reasons = "; ".join(f"{name}: {reason}" for name, reason in passed_over.items())
     raise EngineError(f"Nothing can run quantize={request.quantize!r} on {request.device}. {reasons}.")

@@ -107,7 +107,7 @@ def _engines(rehearsal: bool) -> Iterator[Case]:
     sizes: dict[str, dict[str, object]] = {
         "B/16": {},
         "49 tokens": small | {"img_size": 28, "embed_dim": 512, "tokens_mlp_dim": 256, "channels_mlp_dim": 2048},
-        "odd": small | {"img_size": (30, 41), "embed_dim": 80, "tokens_mlp_dim": 37, "channels_mlp_dim": 208},
+        "odd": small | {"img_size": [30, 41], "embed_dim": 80, "tokens_mlp_dim": 37, "channels_mlp_dim": 208},
     }
     if rehearsal:
         sizes = {"toy": small | {"img_size": 12, "embed_dim": 32, "tokens_mlp_dim": 20, "channels_mlp_dim": 48}}
