@@ -200,7 +200,7 @@ def test_just_in_time_compilation_compiles_twice_at_most(model, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda module, real=torch.compile: real(module, backend="eager"))
     request = mixerzoo.optimize(model, dtype=torch.float32, compile=False).request
     request = dataclasses.replace(request, compile=True)
-    run = runner.start(runner.pack(fold(model), request, None), request, None)
+    run = runner.start(runner.pack(fold(model), request), request, None)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     images = images_for(model, 6)
@@ -385,7 +385,7 @@ def test_packed_tensors_are_free_of_the_model(program, quantize):
     request = make_request(model.config, device, dtype, quantize, True, None)
     if PROGRAMS[program].obstacle(request):
         pytest.skip(f"{program}: {PROGRAMS[program].obstacle(request)}")
-    packed = PROGRAMS[program].pack(fold(model), request, None)
+    packed = PROGRAMS[program].pack(fold(model), request)
     assert not any(tensor.requires_grad for tensor in packed.values())
     theirs = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     assert not theirs & {tensor.untyped_storage().data_ptr() for tensor in packed.values()}

@@ -630,3 +630,23 @@ def test_a_real_folder_race():
     assert race.model > 0
     assert "3 JPEG files" in str(race)
     assert FolderRace(decoding=100.0, model=40.0, together=30.0).share == pytest.approx(0.75)
+
+
+def test_figures_that_are_no_numbers_leave_valid_json(tmp_path):
+    report = Report(tmp_path, "suite", {})
+    result = made_up({"mixerzoo bf16": 0.5}, **B16)
+    result.lanes[0].error = float("nan")
+    report.add(result)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    written = json.loads((tmp_path / "suite.json").read_text(), parse_constant=refuse)
+    assert written["races"][0]["lanes"][0]["error"] == "nan"
+    assert not result.lanes[0].counts
+
+
+def test_a_folder_for_results_is_refused_where_nothing_is_written(tmp_path):
+    done = run_cli("bench", "--suite", "kernels", "--out", tmp_path)
+    assert done.returncode == 1
+    assert "--out belongs to --model and --suite cpu and --suite gpu, not to --suite kernels." in done.stderr

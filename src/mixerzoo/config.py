@@ -134,6 +134,27 @@ class MixerConfig:
         return stem + self.depth * (token_mixing + channel_mixing) + head
 
 
+class Configured:
+    """What callers ask a model for by timm's names, read off its configuration."""
+
+    config: MixerConfig
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head; 0 without one."""
+        return self.config.num_classes
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the input image."""
+        return self.config.in_chans
+
+    @property
+    def global_pool(self) -> GlobalPool:
+        """How tokens are pooled before the head: ``"avg"``, or ``""`` for not at all."""
+        return self.config.global_pool
+
+
 def image_size(size: object) -> int | tuple[int, int]:
     """The one spelling of an image size: an integer for a square, else a (height, width) tuple."""
     if isinstance(size, list | tuple) and len(size) == 2:

@@ -20,7 +20,7 @@ import torch
 from timm.layers import DropPath, lecun_normal_
 from torch import Tensor, nn
 
-from mixerzoo.config import Gelu, GlobalPool, MixerConfig, image_size
+from mixerzoo.config import Configured, Gelu, GlobalPool, MixerConfig, image_size
 from mixerzoo.errors import InputSizeError
 from mixerzoo.intermediates import IntermediateOutputs
 from mixerzoo.ops.choice import AUTO, REFERENCE, check_backend
@@ -143,7 +143,7 @@ class MixerBlock(nn.Module):
         return Layers(norm, mlp, self.drop_path, Mlp)
 
 
-class Mixer(IntermediateOutputs):
+class Mixer(Configured, IntermediateOutputs):
     """MLP-Mixer image classifier.
 
     The keyword arguments are the fields of :class:`MixerConfig`, which documents them; the defaults are Mixer-B/16.
@@ -229,21 +229,6 @@ class Mixer(IntermediateOutputs):
     ) -> Mixer:
         """Build the model that ``config`` describes."""
         return cls(**dataclasses.asdict(config), device=device, dtype=dtype)
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the head; 0 without one."""
-        return self.config.num_classes
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the input image."""
-        return self.config.in_chans
-
-    @property
-    def global_pool(self) -> GlobalPool:
-        """How tokens are pooled before the head: ``"avg"``, or ``""`` for not at all."""
-        return self.config.global_pool
 
     def init_weights(self) -> None:
         """Initialise every parameter as the official code does.

@@ -105,7 +105,7 @@ def _runner(model: Mixer, form: Form) -> tuple[str, Callable[[Tensor], Tensor] |
 
 def _emulated_fp8(model: Mixer) -> Callable[[Tensor], Tensor]:
     request = Request(model.config, torch.device("cpu"), torch.bfloat16, "fp8", True, None)
-    return emulate(PROGRAMS["fp8"].pack(fold(model), request, None), request).logits
+    return emulate(PROGRAMS["fp8"].pack(fold(model), request), request).logits
 
 
 def _classify(

@@ -27,6 +27,7 @@ _BELONGS: Mapping[str, tuple[str, ...]] = {
     "--threads": (_RACE, "--suite cpu"),
     "--rounds": (_RACE, "--suite cpu"),
     "--minutes": ("--suite cpu", "--suite gpu"),
+    "--out": (_RACE, "--suite cpu", "--suite gpu"),
     "--part": ("--suite gpu",),
     "--match": ("--suite gpu",),
     "--record": ("--suite gpu",),
@@ -67,7 +68,9 @@ def bench_command(
             "models: Mixer-B/16, all others, one image, FP8, a training step."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for what a race or the GPU suite writes.")] = Path("."),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what a race, the CPU or the GPU suite writes (default: this one).")
+    ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="How long a suite may take; what is left by then is named (default: gpu 8).")
     ] = None,
@@ -90,13 +93,14 @@ def bench_command(
         "--threads": threads,
         "--rounds": rounds,
         "--minutes": minutes,
+        "--out": out,
         "--part": part,
         "--match": match or None,
         "--record": record or None,
         "--data": data,
     }
     _check_options(f"--suite {suite}" if suite else _RACE, [name for name, value in given.items() if value is not None])
-    rounds = 7 if rounds is None else rounds
+    rounds, out = 7 if rounds is None else rounds, out or Path(".")
     if model is not None:
         request = SingleRace(model, batch_size or [1], dtype or "bf16", device or "cpu", peers, threads, rounds, out)
         passed = race_once(request, typer.echo)

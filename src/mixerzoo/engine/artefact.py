@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mixerzoo.config import MixerConfig, image_size
 from mixerzoo.engine.program import Request, make_request
-from mixerzoo.errors import EngineError
+from mixerzoo.errors import ConfigError, EngineError
 
 FORMAT = 1
 _JSON, _TENSORS, _COMPILED = "engine.json", "tensors.safetensors", "compiled.pt2"
@@ -117,6 +117,8 @@ def read(folder: Path, trusted: bool) -> Artefact:
         raise EngineError(
             f"{folder} is no optimized model ({error.filename} is missing): write one with save()."
         ) from None
+    except ConfigError as error:
+        raise EngineError(f"{folder} cannot be used here: {error}") from error
     except (OSError, LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         raise EngineError(f"{folder} is damaged ({error}): optimize the model again.") from error
     usable = trusted and described.get("made_for") == _machine() and (folder / _COMPILED).exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -40,13 +41,13 @@ def optimize(
     Args:
         model: A Mixer with weights; it may be on any device.
         dtype: Type in which matrix products run that are not quantised.
-        quantize: ``"int8"`` or ``"fp8"``: quantise weights (a scale for each output) and activations (a scale for each
-            row, computed as they appear). None for not at all.
+        quantize: ``"int8"`` or ``"fp8"``: quantise weights, with a scale for each output, and activations, with scales
+            computed as they appear (int8) or known from LayerNorm's bound (FP8). None for not at all.
         compile: Whether code may be generated and compiled, by ``torch.compile`` or the machine's C++ compiler.
         max_batch_size: Images at most in one pass; larger batches are cut into pieces. None for no limit.
         device: Where the result runs; None for the model's device.
-        calibration: Images (N, in_chans, H, W) as the model takes them. Agreement with the model is measured on them
-            for the report; programs that need typical activations see them too.
+        calibration: Images (N, in_chans, H, W) as the model takes them, on which agreement with the model is measured
+            for the report. No program needs them for its scales.
         program: Run this program instead of the fastest.
 
     Returns:
@@ -67,9 +68,8 @@ def optimize(
         device = "cpu"  # folding says what is wrong with such a model
     request = make_request(model.config, mine if device is None else device, dtype, quantize, compile, max_batch_size)
     chosen, passed_over = choose(request, program)
-    folded = fold(model)
     images = None if calibration is None else _checked(calibration, request)
-    tensors = chosen.pack(folded, request, images)
+    tensors = chosen.pack(fold(model), request)
     cfg = {name: value for name, value in (getattr(model, "pretrained_cfg", None) or {}).items() if _is_data(value)}
     artefact = Artefact(chosen.name, request, tensors, passed_over, cfg, model.pretrained_head)
     fast = OptimizedMixer(artefact)
@@ -112,7 +112,7 @@ def _expected_layout(program: Program, request: Request) -> dict[str, tuple[torc
     """What the program packs from such a model, computed without storage: compiled code trusts sizes."""
     with FakeTensorMode():
         folded = fold(Mixer.from_config(request.config))
-        return _layout(program.pack(folded, request, None))
+        return _layout(program.pack(folded, request))
 
 
 def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, str]]:
@@ -145,8 +145,12 @@ def choose(request: Request, program: str = AUTO) -> tuple[Program, dict[str, st
 
 
 def _is_data(value: object) -> bool:
-    """Whether a value survives being written as JSON."""
-    return value is None or isinstance(value, bool | int | float | str | list | tuple)
+    """Whether a value can be written as JSON."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _checked(calibration: Tensor, request: Request) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mixerzoo.config import GlobalPool
+from mixerzoo.config import Configured
 from mixerzoo.engine.artefact import Artefact, write
 from mixerzoo.engine.folding import normalise
 from mixerzoo.engine.programs import PROGRAMS
@@ -46,7 +46,7 @@ class EngineReport:
         return "\n".join(lines + [f"  not {name}: {reason}" for name, reason in self.passed_over.items()])
 
 
-class OptimizedMixer(nn.Module):
+class OptimizedMixer(Configured, nn.Module):
     """A Mixer that was optimized for inference: images in, the model's outputs out, in float32.
 
     It has no parameters and an empty ``state_dict``; it may be called from several threads at once.
@@ -70,21 +70,6 @@ class OptimizedMixer(nn.Module):
         self._runner = PROGRAMS[artefact.program].start(artefact.tensors, artefact.request, artefact.code)
         self._agreement: float | None = None
         self.eval()
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the head; 0 without one."""
-        return self.config.num_classes
-
-    @property
-    def in_chans(self) -> int:
-        """Channels of the input image."""
-        return self.config.in_chans
-
-    @property
-    def global_pool(self) -> GlobalPool:
-        """How tokens are pooled before the head: ``"avg"``, or ``""`` for not at all."""
-        return self.config.global_pool
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, in_chans, H, W) -> logits (N, num_classes), or what else the model's ``forward`` returns.

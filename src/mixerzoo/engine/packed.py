@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from mixerzoo.engine.folding import FoldedMixer, normalise
 from mixerzoo.engine.graphs import Graphs
 from mixerzoo.engine.program import Request
-from mixerzoo.engine.tensors import layers_of, tail
+from mixerzoo.engine.tensors import classify, layers_of, tail
 
 _ALIGNED = 8  # 16 bytes of 2-byte numbers: what the library's fast products ask of every row
 
@@ -58,12 +58,10 @@ class PackedMixer:
 
     def logits(self, images: Tensor) -> Tensor:
         """Images (N, in_chans, H, W) -> what the model's ``forward`` returns, of ``request.precise``."""
-        tensors, features = self._tensors, normalise(self._tokens(images), self._config.norm_eps)
+        features = normalise(self._tokens(images), self._config.norm_eps)
         pool = self._config.global_pool == "avg"
         features = features.mean(1, dtype=self._precise) if pool else features.to(self._precise)
-        if "head.weight" in tensors:
-            return F.linear(features, tensors["head.weight"], tensors["head.bias"])
-        return features * tensors["norm.weight"] + tensors["norm.bias"]
+        return classify(features, self._tensors)
 
     def _tokens(self, images: Tensor) -> Tensor:
         x_NSC = F.linear(self._patches(images), self._tensors["stem.weight"], self._tensors["stem.bias"])

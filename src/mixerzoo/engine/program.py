@@ -75,7 +75,7 @@ def make_request(
     except RuntimeError:
         raise ConfigError(f"device={device!r} does not exist: use 'cpu' or 'cuda', for instance.") from None
     if where.type == "meta" or (where.type == "cuda" and not torch.cuda.is_available()):
-        raise ConfigError(f"device={str(where)!r} was asked for, and there is no such device here: leave device=None.")
+        raise ConfigError(f"device={str(where)!r} was asked for, and there is no such device here.")
     if where.type == "cuda" and where.index is None:  # the current device is one of a thread
         where = torch.device("cuda", torch.cuda.current_device())
     return Request(config, where, dtype, quantize, compile, max_batch_size)
@@ -113,16 +113,16 @@ class Program:
         name: What users call it.
         rank: Order in which the automatic choice tries programs, lowest first.
         obstacle: Why it cannot serve a request, as a clause; None where it can.
-        reservation: Why the automatic choice should not take it although it could; None where it should.
-        pack: From the folded model, the request and calibration images (or None) to the tensors that the program
-            runs on, by name, those of :func:`mixerzoo.engine.tensors.tail` among them: what is saved.
+        pack: From the folded model and the request to the tensors that the program runs on, by name, those of
+            :func:`mixerzoo.engine.tensors.tail` among them: what is saved.
         start: From those tensors, the request, and a file of code that an earlier run left (or None), to a program
             that is ready to run.
+        reservation: Why the automatic choice should not take it although it could; None where it should.
     """
 
     name: str
     rank: int
     obstacle: Callable[[Request], str | None]
-    reservation: Callable[[Request], str | None]
-    pack: Callable[[FoldedMixer, Request, Tensor | None], dict[str, Tensor]]
+    pack: Callable[[FoldedMixer, Request], dict[str, Tensor]]
     start: Callable[[Mapping[str, Tensor], Request, Path | None], Runner]
+    reservation: Callable[[Request], str | None] = lambda request: None  # noqa: ARG005

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from mixerzoo.engine.folding import FoldedMixer
 
@@ -31,6 +32,13 @@ def tail(folded: FoldedMixer) -> dict[str, Tensor]:
         "plain_head.bias": folded.plain_head_bias,
     }
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def classify(features: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Features normalised without scale and shift (..., C) to logits (..., classes), or to features without a head."""
+    if "head.weight" in tensors:
+        return F.linear(features, tensors["head.weight"], tensors["head.bias"])
+    return features * tensors["norm.weight"] + tensors["norm.bias"]
 
 
 def named_layer(index: int, layer: Any) -> dict[str, Tensor]:

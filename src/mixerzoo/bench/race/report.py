@@ -11,6 +11,7 @@ from typing import Any
 from mixerzoo.bench.race.chart import draw
 from mixerzoo.bench.race.results import RaceResult
 from mixerzoo.bench.race.targets import Target
+from mixerzoo.bench.workers.serving import plain
 from mixerzoo.errors import ConfigError
 from mixerzoo.weights.atomic import write_atomically
 
@@ -75,5 +76,6 @@ class Report:
 
     def _write(self) -> None:
         races = [result.as_plain() for result in self.results]
-        text = json.dumps({"circumstances": self._about, **self._more, "races": races}, indent=1, default=str)
+        everything = plain({"circumstances": self._about, **self._more, "races": races})
+        text = json.dumps(everything, indent=1, default=str)
         write_atomically(self._path, lambda path: path.write_text(text + "\n"))

@@ -31,7 +31,7 @@ def serve(make: Callable[[], Handle], requests: Iterable[str], answers: TextIO) 
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in requests:
         answer = handle(json.loads(line))
-        print(json.dumps(_plain(answer)), file=answers, flush=True)
+        print(json.dumps(plain(answer)), file=answers, flush=True)
         if answer.get("last", False):
             return
 
@@ -61,10 +61,10 @@ def last_calls() -> list[str]:
     return traceback.format_exc().splitlines()[-_TRACE_LINES:]
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value with ``nan`` and ``inf`` as text, because JSON has no word for them."""
     if isinstance(value, dict):
-        return {key: _plain(entry) for key, entry in value.items()}
+        return {key: plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [plain(entry) for entry in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,12 +17,12 @@ from torch.nn import functional as F  # noqa: N812
 
 from mixerzoo.engine.folding import FoldedLayer, FoldedMixer, gelu, normalise
 from mixerzoo.engine.program import Program, Request
-from mixerzoo.engine.tensors import layers_of, named
+from mixerzoo.engine.tensors import classify, layers_of, named
 from mixerzoo.errors import EngineError
 from mixerzoo.kernels.cpu.build import compiler
 
 
-def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
+def _pack(folded: FoldedMixer, request: Request) -> dict[str, Tensor]:
     return {name: t.detach().to(request.device, request.dtype, copy=True) for name, t in named(folded).items()}
 
 
@@ -65,9 +65,7 @@ class FoldedForward(nn.Module):
         features = normalise(self.stream(images), self.config.norm_eps)
         if self.config.global_pool == "avg":
             features = features.mean(1)
-        if "head.weight" in tensors:
-            return F.linear(features, tensors["head.weight"], tensors["head.bias"])
-        return features * tensors["norm.weight"] + tensors["norm.bias"]
+        return classify(features, tensors)
 
 
 class CompiledRunner:
@@ -94,7 +92,7 @@ class CompiledRunner:
         if not request.compile:
             return "run eagerly (compile=False)"
         if not self._ahead_of_time(request):
-            self._run = torch.compile(self._model)
+            self._run = _just_in_time(self._model)
             return "compiled at the first call, once for one image and once for more"
         if code is None and compiler() is None:
             return "run eagerly, because there is no C++ compiler"
@@ -114,10 +112,6 @@ class CompiledRunner:
 
     def logits(self, images: Tensor) -> Tensor:
         """See :class:`mixerzoo.engine.program.Runner`."""
-        if not images.is_inference():  # the compiler tells both kinds of tensor apart and would compile twice
-            images = images.clone()
-        if images.shape[0] > 1:
-            torch._dynamo.maybe_mark_dynamic(images, 0)
         return self._run(images).to(self._precise)
 
     def _ahead_of_time(self, request: Request) -> bool:
@@ -139,6 +133,20 @@ class CompiledRunner:
                 exported, package_path=str(path), inductor_configs={"freezing": _frozen(request)}
             )
         return path
+
+
+def _just_in_time(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The model through ``torch.compile``, which compiles it for one image and for more, and no more often."""
+    compiled = torch.compile(model)
+
+    def run(images: Tensor) -> Tensor:
+        if not images.is_inference():  # the compiler tells both kinds of tensor apart
+            images = images.clone()
+        if images.shape[0] > 1:
+            torch._dynamo.maybe_mark_dynamic(images, 0)
+        return compiled(images)
+
+    return run
 
 
 def _frozen(request: Request) -> bool:
@@ -168,7 +176,6 @@ PROGRAM = Program(
     name="compiled",
     rank=90,
     obstacle=_obstacle,
-    reservation=lambda request: None,  # noqa: ARG005
     pack=_pack,
     start=CompiledRunner,
 )

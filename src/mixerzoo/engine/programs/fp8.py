@@ -23,7 +23,7 @@ from mixerzoo.engine.tensors import named_layer
 _ALIGNED = 16  # bytes that are loaded at once
 
 
-def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
+def _pack(folded: FoldedMixer, request: Request) -> dict[str, Tensor]:
     tensors = pack_ends(folded, request)
     for i, layer in enumerate(folded.layers):
         w3, b3, w4, b4 = (tensor.to(request.device, torch.float32) for tensor in layer[5:])

@@ -47,7 +47,7 @@ def pack_tokens(layer: FoldedLayer, request: Request) -> tuple[Tensor, Tensor, T
     return (gamma1, beta1, *pack(w1, b1, w2))
 
 
-def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
+def _pack(folded: FoldedMixer, request: Request) -> dict[str, Tensor]:
     tensors = pack_ends(folded, request)
     for i, layer in enumerate(folded.layers):
         w3, b3, w4, b4 = (t.to(request.device, request.dtype) for t in layer[5:])

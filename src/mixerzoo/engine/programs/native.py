@@ -8,11 +8,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from mixerzoo.engine.folding import FoldedMixer, normalise
 from mixerzoo.engine.program import Program, Request
-from mixerzoo.engine.tensors import tail
+from mixerzoo.engine.tensors import classify, tail
 from mixerzoo.errors import BuildError
 from mixerzoo.kernels.cpu.build import library
 from mixerzoo.kernels.cpu.library import CompiledMixer
@@ -23,7 +22,7 @@ def _number(request: Request) -> Format:
     return "int8" if request.quantize == "int8" else "bf16"
 
 
-def _pack(folded: FoldedMixer, request: Request, calibration: Tensor | None) -> dict[str, Tensor]:  # noqa: ARG001
+def _pack(folded: FoldedMixer, request: Request) -> dict[str, Tensor]:
     number = _number(request)
     tensors = _prefixed("stem", pack(folded.stem_weight, folded.stem_bias, number, "stem"))
     for i, layer in enumerate(folded.layers):
@@ -76,9 +75,7 @@ class NativeRunner:
             features = self._mixer(images, pooled=True)
         else:
             features = normalise(self._mixer(images, pooled=False), self._config.norm_eps)
-        if "head.weight" in self._tensors:
-            return F.linear(features, self._tensors["head.weight"], self._tensors["head.bias"])
-        return features * self._tensors["norm.weight"] + self._tensors["norm.bias"]
+        return classify(features, self._tensors)
 
 
 def _obstacle(request: Request) -> str | None:

@@ -54,7 +54,6 @@ PROGRAM = Program(
     name="torchao",
     rank=50,
     obstacle=_obstacle,
-    reservation=lambda request: None,  # noqa: ARG005
     pack=compiled.PROGRAM.pack,
     start=TorchaoRunner,
 )
