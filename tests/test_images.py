@@ -18,7 +18,7 @@ from image_files import (
 )
 from PIL import Image
 
-from mixerzoo.data.images import as_mode, find_images, load_image
+from mixerzoo.data.images import as_mode, decode_image, find_images, load_image
 from mixerzoo.errors import ImageError
 
 
@@ -85,6 +85,20 @@ def test_images_in_memory_follow_the_same_rules(tmp_path):
         as_mode(Image.new("RGB", (0, 5)), "RGB", "it")
     with Image.open(make_truncated_png(tmp_path)) as cut, pytest.raises(ImageError, match=r"^it: damaged or truncated"):
         as_mode(cut, "RGB", "it")
+
+
+def test_bytes_follow_the_same_rules(tmp_path):
+    for make in (make_exif, make_16_bit, make_palette_with_transparency, make_webp):
+        path = make(tmp_path)
+        decoded = decode_image(path.read_bytes(), "it", "L")
+        assert decoded.mode == "L"
+        assert np.array_equal(np.asarray(decoded), np.asarray(load_image(path, "L")))
+    with pytest.raises(ImageError, match=r"^it: the file is empty"):
+        decode_image(b"", "it")
+    with pytest.raises(ImageError, match=r"^it: damaged or truncated"):
+        decode_image(make_truncated_png(tmp_path).read_bytes(), "it")
+    with pytest.raises(ImageError, match=r"^it: not an image in a format"):
+        decode_image(b"GIF? no", "it")
 
 
 def test_orientation_is_applied(tmp_path):

@@ -31,23 +31,40 @@ MAY_IMPORT = {
     "timm_registry": {"config", "errors", "zoo", "resize", "model", "weights"},
     "names": {"config", "errors", "zoo", "weights", "timm_registry"},
     "label_names": {"errors", "zoo", "names"},
-    "data": {"checks", "errors"},
+    "distributed": {"errors"},
+    "data": {"checks", "distributed", "errors"},
     "factory": {"checks", "config", "errors", "zoo", "resize", "model", "weights", "timm_registry", "names", "data"},
     "publish": {"errors", "zoo", "model", "weights", "label_names", "factory"},
     "conversion": {"config", "errors", "zoo", "model", "weights", "names", "factory"},
     "inference": {
         "checks",
         "config",
+        "distributed",
         "errors",
+        "zoo",
         "reference",
         "model",
+        "engine",
         "weights",
         "data",
         "names",
         "factory",
         "label_names",
     },
-    "train": {"checks", "config", "errors", "model", "weights", "data", "factory", "inference", "publish"},
+    "train": {
+        "checks",
+        "config",
+        "distributed",
+        "errors",
+        "resize",
+        "ops",
+        "model",
+        "weights",
+        "data",
+        "factory",
+        "inference",
+        "publish",
+    },
     "bench": {
         "config",
         "errors",
@@ -63,6 +80,7 @@ MAY_IMPORT = {
     },
     "cli": {
         "config",
+        "distributed",
         "errors",
         "zoo",
         "model",
@@ -102,7 +120,19 @@ ONLY_IN = {
     "google_crc32c": {"weights"},
 }
 
-OPTIONAL = {"onnx", "onnxruntime", "openvino", "nncf", "torchao", "gradio", "webdataset", "ray", "matplotlib"}
+OPTIONAL = {
+    "datasets",
+    "gradio",
+    "matplotlib",
+    "nncf",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "ray",
+    "tensorboard",
+    "torchao",
+    "webdataset",
+}
 
 
 def room_of(path):

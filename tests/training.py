@@ -5,10 +5,9 @@ import torch
 from PIL import Image
 
 import mixerzoo
-from mixerzoo.data.folder import EVAL_SPLITS, open_folder
-from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
-from mixerzoo.train.loop import RunOptions
-from mixerzoo.train.recipe import Recipe
+from mixerzoo.data.transforms import Augmentation
+from mixerzoo.train import Data, Recipe, RunOptions
+from mixerzoo.train.data import open_data
 
 DATA_CONFIG = {
     "input_size": (3, 32, 32),
@@ -48,12 +47,16 @@ def write_data(root):
     return root
 
 
-def datasets(folder, recipe):
-    train = open_folder(folder, ("train",), train_transform(DATA_CONFIG, recipe.augmentation))
-    return train, open_folder(folder, EVAL_SPLITS, eval_transform(DATA_CONFIG))
+def data(folder, recipe=None):
+    return open_data(folder, recipe or QUICK, DATA_CONFIG)
 
 
-def small_model(recipe=QUICK):
+def train_only(folder, recipe=None):
+    return Data(data(folder, recipe).train)
+
+
+def small_model(recipe=None):
+    recipe = recipe or QUICK
     torch.manual_seed(recipe.seed)
     return mixerzoo.Mixer(
         img_size=32, patch_size=8, embed_dim=16, depth=2, tokens_mlp_dim=8, channels_mlp_dim=32, num_classes=2,

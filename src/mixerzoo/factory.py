@@ -38,6 +38,8 @@ def create_model(
     tokens_mlp_dim: int | None = None,
     drop_rate: float | None = None,
     drop_path_rate: float | None = None,
+    drop_path_rescale: bool | None = None,
+    head_bias: float | None = None,
     global_pool: GlobalPool | None = None,
     features_only: bool = False,
     out_indices: int | Sequence[int] | None = None,
@@ -69,6 +71,8 @@ def create_model(
         tokens_mlp_dim: Hidden width of the token-mixing MLP.
         drop_rate: Dropout probability before the head.
         drop_path_rate: Stochastic-depth probability of the last layer.
+        drop_path_rescale: Whether surviving branches are scaled up by 1 / keep (timm) or not (the official code).
+        head_bias: Bias that a head starts with where no weights are loaded into it.
         global_pool: ``"avg"``, or ``""`` to keep the tokens.
         features_only: Return a model that maps images to a list of feature maps (N, C, rows, columns).
         out_indices: Layers whose outputs ``features_only`` returns: indices, or the last n (3 by default).
@@ -106,6 +110,8 @@ def create_model(
         "tokens_mlp_dim": tokens_mlp_dim,
         "drop_rate": drop_rate,
         "drop_path_rate": drop_path_rate,
+        "drop_path_rescale": drop_path_rescale,
+        "head_bias": head_bias,
         "global_pool": global_pool,
         "out_indices": out_indices if isinstance(out_indices, int | None) else tuple(out_indices),
         "features_only": features_only or None,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mixerzoo import __version__
-from mixerzoo.cli import bench, models, predict, train, weights
+from mixerzoo.cli import bench, evaluate, models, predict, train, weights
 from mixerzoo.errors import MixerzooError
 
 app = typer.Typer(
@@ -32,12 +32,13 @@ def _options(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
     ] = False,
 ) -> None:
-    """MLP-Mixer in PyTorch: list, inspect, predict, train, measure, convert, verify, publish."""
+    """MLP-Mixer in PyTorch: list, inspect, predict, evaluate, train, measure, convert, verify, publish."""
 
 
 app.command("list")(models.list_command)
 app.command("info")(models.info_command)
 app.command("predict")(predict.predict_command)
+app.command("evaluate")(evaluate.evaluate_command)
 app.command("train")(train.train_command)
 app.command("bench")(bench.bench_command)
 app.command("convert")(weights.convert_command)

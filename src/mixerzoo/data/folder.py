@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ def open_folder(
     return dataset
 
 
-def in_one_line(batches: Iterable[_T]) -> Iterator[_T]:
+def in_one_line(batches: Iterable[_T]) -> Generator[_T]:
     """Iterate; an unreadable image is a DataError of one line, also from a worker process, which adds its traceback.
 
     Raises:

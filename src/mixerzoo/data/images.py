@@ -46,9 +46,23 @@ def load_image(path: str | Path, mode: Literal["RGB", "L"] = "RGB") -> Image.Ima
         raise ImageError(f"{path}: is a folder, not an image file.") from None
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    return decode_image(data, str(path), mode)
+
+
+def decode_image(data: bytes, name: str, mode: Literal["RGB", "L"] = "RGB") -> Image.Image:
+    """Decode the content of an image file by the same rules as :func:`load_image`.
+
+    Args:
+        data: The file's bytes.
+        name: What to call it in messages.
+        mode: ``"RGB"`` or ``"L"`` (one channel).
+
+    Raises:
+        ImageError: It is empty, not an image, truncated, or too large. The message begins with ``name``.
+    """
     if not data:
-        raise ImageError(f"{path}: the file is empty.")
-    return _decode(lambda: Image.open(io.BytesIO(data), formats=_formats()), mode, str(path))
+        raise ImageError(f"{name}: the file is empty.")
+    return _decode(lambda: Image.open(io.BytesIO(data), formats=_formats()), mode, name)
 
 
 def as_mode(image: Image.Image, mode: Literal["RGB", "L"], name: str) -> Image.Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import timm.data
 from PIL import Image
@@ -12,6 +12,8 @@ from torchvision import transforms
 
 from mixerzoo.checks import check_choice, check_integer, check_number
 from mixerzoo.errors import ConfigError
+
+Interpolation = Literal["", "nearest", "bilinear", "bicubic", "lanczos"]
 
 MAX_ASPECT = 8
 """Longer images are cut to this aspect ratio before they are resized for a centre crop, which never sees the rest."""
@@ -44,7 +46,11 @@ class Augmentation:
         crop_area: Smallest and largest area of an inception crop as fractions of the image.
         pad: Pixels of padding on each side for ``crop="pad"``.
         hflip: Probability of a horizontal flip.
-        rand_augment: timm's RandAugment string, for instance ``"rand-m9-n2-mstd0.5-inc1"``; empty for none.
+        interpolation: How the crop is resized: ``"nearest"``, ``"bilinear"``, ``"bicubic"`` or ``"lanczos"``; empty
+            takes what the model is evaluated with.
+        rand_augment: timm's RandAugment string, for instance ``"rand-m9-n2-mstd0.5-inc1"``; empty for none. timm cuts
+            magnitudes at 10 unless ``mmax`` is larger, and applies an operation with probability ``p``, 0.5 unless
+            given.
         random_erasing: Probability of timm's random erasing.
 
     Raises:
@@ -55,12 +61,14 @@ class Augmentation:
     crop_area: tuple[float, float] = (0.05, 1.0)
     pad: int = 4
     hflip: float = 0.5
+    interpolation: Interpolation = ""
     rand_augment: str = ""
     random_erasing: float = 0.0
 
     def __post_init__(self) -> None:
         """Validate every field once."""
         check_choice("augmentation.crop", self.crop, ("inception", "pad"))
+        check_choice("augmentation.interpolation", self.interpolation, get_args(Interpolation))
         check_integer("augmentation.pad", self.pad, minimum=0)
         for name in ("hflip", "random_erasing"):
             check_number(f"augmentation.{name}", getattr(self, name), minimum=0.0, maximum=1.0)
@@ -97,7 +105,8 @@ def train_transform(data_config: dict[str, Any], augmentation: Augmentation) -> 
         augmentation: What to do to the image.
     """
     _, height, width = data_config["input_size"]
-    mean, std, interpolation = data_config["mean"], data_config["std"], data_config["interpolation"]
+    mean, std = data_config["mean"], data_config["std"]
+    interpolation = augmentation.interpolation or data_config["interpolation"]
     if augmentation.crop == "inception":
         return timm.data.create_transform(
             input_size=(height, width),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import Dataset, IterableDataset
 
-from mixerzoo.data.folder import in_one_line
+from mixerzoo.distributed import World
 from mixerzoo.errors import DataError
+from mixerzoo.inference.class_masks import ClassMask, class_mask, imagenet_outputs
+from mixerzoo.inference.eval_folder import open_eval_folder
+from mixerzoo.inference.real_labels import RealAccuracy, real_accuracy
+from mixerzoo.inference.scoring import EvalOptions, in_order, judge, run_over
 
 
 @dataclass(frozen=True)
@@ -20,59 +24,160 @@ class Accuracy:
     """Shares of correctly classified images, as fractions of ``num_images``.
 
     Attributes:
-        top1: The highest score is the label's.
+        top1: The label's score is the highest; of equal scores the first class's counts as higher.
         top5: The label's score is among the five highest (of all, with fewer than five classes).
-        num_images: Images that were counted.
+        num_images: Images that were counted, each once.
+        num_invalid: Those among them whose scores are not all finite numbers; they count as wrong.
     """
 
     top1: float
     top5: float
     num_images: int
+    num_invalid: int = 0
 
 
-def eval_batches(dataset: Dataset[Any], workers: int = 0, batch_size: int = 512) -> DataLoader[Any]:
-    """Batches of a labelled dataset in its order, the last one smaller."""
-    return DataLoader(dataset, batch_size=batch_size, num_workers=workers)
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate_folder` finds; N images, of D classes.
+
+    Attributes:
+        accuracy: Top-1 and top-5.
+        real: Accuracy by the ReaL labels, if that was asked for.
+        classes: The data's class names.
+        mask: Which outputs they are, and what was compared.
+        labels: (N,) int64, class of each image among ``classes``.
+        predicted: (N,) int64, output with the highest score among those compared; -1 where a score is not finite.
+    """
+
+    accuracy: Accuracy
+    real: RealAccuracy | None
+    classes: tuple[str, ...]
+    mask: ClassMask
+    labels: Tensor = field(repr=False)
+    predicted: Tensor = field(repr=False)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    data: Dataset[Any],
     *,
-    device: torch.device | str = "cpu",
+    world: World | None = None,
     amp: bool = False,
+    batch_size: int = 128,
+    workers: int = 0,
     progress: bool = False,
 ) -> Accuracy:
     """Count correct predictions in evaluation mode; the model's training flag is restored.
 
+    Every process of a job calls this alike and gets the total, in which each image counts once.
+
     Args:
-        model: Maps images (N, channels, H, W) to logits (N, classes).
-        batches: Pairs of images and integer labels (N,), a ``DataLoader`` for instance.
-        device: Where the model is and the images go.
+        model: Maps images (N, channels, H, W) to logits (N, classes); on ``world.device``, or one from
+            :func:`mixerzoo.optimize`. It may be wrapped for DDP or sharded with FSDP2.
+        data: Gives pairs of an image and its output's index. Process r of R takes the images r, r + R, ...; of an
+            ``IterableDataset`` it takes all that its own copy gives.
+        world: The job; None for this process alone, on the CPU.
         amp: Run under bfloat16 autocast.
+        batch_size: Images at once, of each process.
+        workers: Processes that read images, of each process.
         progress: Show a progress bar.
 
     Raises:
-        DataError: There is not a single image, or one cannot be read.
+        DataError: There is not a single image, one cannot be read, or a label is not one of the outputs.
+        ConfigError: ``batch_size`` or ``workers`` cannot be used.
     """
-    device = torch.device(device)
-    was_training = model.training
-    model.eval()
-    top1 = top5 = count = 0
-    bar = tqdm(batches, desc="evaluate", unit="batch", disable=None if progress else True, leave=False)
-    try:
-        for images, labels in in_one_line(bar):
-            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp):
-                logits = model(images)
-            ranked = logits.float().topk(min(5, logits.shape[-1]), dim=-1).indices
-            hits = ranked == labels[:, None]
-            top1 += int(hits[:, 0].sum())
-            top5 += int(hits.any(dim=-1).sum())
-            count += len(labels)
-    finally:
-        model.train(was_training)
-    if count == 0:
-        raise DataError("There are no images to evaluate on.")
-    return Accuracy(top1 / count, top5 / count, count)
+    options = EvalOptions(world or World(), amp, batch_size, workers, progress)
+    counts = torch.zeros(4, dtype=torch.int64)
+    for outputs, labels in run_over(model, data, options):
+        counts += _count(judge(outputs, labels)[1]).cpu()
+    return _accuracy(options.world.sum(counts))
+
+
+def evaluate_folder(
+    model: nn.Module,
+    data: str | Path,
+    *,
+    split: str | None = None,
+    real: bool = False,
+    restrict: bool | None = None,
+    options: EvalOptions | None = None,
+) -> Evaluation:
+    """Evaluate a model on a folder of images, with its own preprocessing.
+
+    Args:
+        model: A classifier from :func:`mixerzoo.create_model` or :func:`mixerzoo.optimize`.
+        data: Folder with ``<split>/<class>/*.jpg``, or with the class folders themselves. How classes are matched to
+            outputs: :func:`mixerzoo.inference.class_masks.class_mask`.
+        split: Name of the split; None for ``test``, ``val`` or ``validation``, whichever there is.
+        real: Score by the ReaL labels too; for ImageNet's validation images under their original names.
+        restrict: Compare only the scores of the data's classes; None does so for ImageNet-R and ImageNet-A.
+        options: How to run.
+
+    Raises:
+        DataError: The split is missing or empty, an image cannot be read, or a class is not one of the model's.
+        ConfigError: The model takes another number of channels than 1 or 3.
+    """
+    dataset = open_eval_folder(model, data, split)
+    files = [name for name, _ in dataset.samples] if real else None
+    return evaluate_classes(model, dataset, dataset.classes, files=files, restrict=restrict, options=options)
+
+
+def evaluate_classes(
+    model: nn.Module,
+    data: Dataset[Any],
+    classes: Sequence[str],
+    *,
+    files: Sequence[str | Path] | None = None,
+    restrict: bool | None = None,
+    options: EvalOptions | None = None,
+) -> Evaluation:
+    """Evaluate a model on any dataset whose classes have names.
+
+    Args:
+        model: As for :func:`evaluate_folder`.
+        data: Gives pairs of an image, preprocessed for the model, and the index of its class in ``classes``.
+        classes: Names of the classes.
+        files: Names of the images in order, to score by the ReaL labels too.
+        restrict: As for :func:`evaluate_folder`.
+        options: How to run.
+
+    Raises:
+        DataError: See :func:`evaluate_folder`.
+    """
+    options = options or EvalOptions()
+    mask = class_mask(model, classes, restrict=restrict)
+    outputs_1k = imagenet_outputs(model) if files is not None else []
+    if files is not None:
+        real_accuracy(files, [-1] * len(files), outputs_1k)  # a wrong name is found before the work, not after
+    compared, targets = mask.compared(), mask.targets()
+    columns = compared if mask.restricted else None
+    rows = []
+    for outputs, labels in run_over(model, data, options):
+        labels = labels.cpu()
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
+            raise DataError(f"The data's labels are not all within 0 to {len(classes) - 1}, the classes with names.")
+        scores = outputs if columns is None else outputs[:, columns.to(outputs.device)]
+        predicted, place = (x.cpu() for x in judge(scores, targets[labels].to(scores.device)))
+        rows.append(torch.stack([labels, compared[predicted].where(predicted >= 0, -1), place], dim=1))
+    ordered = not isinstance(data, IterableDataset)
+    labels, predicted, place = in_order(torch.cat(rows), options.world, interleaved=ordered).unbind(dim=1)
+    scored = None if files is None else real_accuracy(files, predicted.tolist(), outputs_1k)
+    return Evaluation(_accuracy(_count(place)), scored, tuple(classes), mask, labels, predicted)
+
+
+def _count(place: Tensor) -> Tensor:
+    """Images that are right, right among five, counted, and invalid: int64 (4,)."""
+    valid = place >= 0
+    return torch.stack(
+        [
+            (place == 0).sum(),
+            (valid & (place < 5)).sum(),
+            valid.new_tensor(len(place), dtype=torch.int64),
+            (~valid).sum(),
+        ]
+    )
+
+
+def _accuracy(counts: Tensor) -> Accuracy:
+    top1, top5, count, invalid = counts.tolist()
+    return Accuracy(top1 / count, top5 / count, count, invalid)
