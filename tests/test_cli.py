@@ -198,5 +198,5 @@ def test_installed_script():
         pytest.skip("mixerzoo is not installed in this environment (only on the path)")
     result = subprocess.run([script, "--help"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0
-    for command in ("list", "info", "predict", "train"):
+    for command in ("list", "info", "predict", "train", "evaluate"):
         assert command in result.stdout

@@ -63,6 +63,7 @@ MAY_IMPORT = {
         "data",
         "factory",
         "inference",
+        "label_names",
         "publish",
     },
     "bench": {

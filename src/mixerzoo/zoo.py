@@ -31,7 +31,7 @@ CIFAR10_LABELS = (
 _PAPER = "Tolstikhin et al. 2021 (arXiv 2105.01601)"
 _TIMM = "timm results/*.csv"
 _SAM_PAPER = "Chen et al. 2021 (arXiv 2106.01548)"
-_MEASURED = "measured 2026-11-20, fp32 on the 10,000 test images: mixerzoo train --data cifar10 --eval-only"
+_MEASURED = "measured 2026-11-20, fp32 on the 10,000 test images: mixerzoo evaluate --data cifar10 --model mixer_ti4_32"
 _BUCKET = "https://storage.googleapis.com/mixer_models"
 
 

@@ -9,15 +9,23 @@ import torch
 import typer
 
 from mixerzoo.cli.device import usable_device
+from mixerzoo.cli.plan import show_plan
 from mixerzoo.distributed import is_first_process
 from mixerzoo.errors import ConfigError
+from mixerzoo.train.data import DataName
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.recipe import get_recipe
 from mixerzoo.train.run import train
 
 
 def train_command(
-    data: Annotated[str, typer.Option(help="Folder with train/<class>/*.jpg and test/<class>/*.jpg (or val).")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Folder with train/<class>/*.jpg and test (or val) beside it; tar shards, such as "
+            "https://.../train-{0000..0146}.tar; hf:owner/name of the Hugging Face Hub."
+        ),
+    ],
     recipe: Annotated[str, typer.Option(help="A named recipe.")] = "cifar10_scratch",
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override one field: --set lr=3e-4.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints, logs and weights.")] = None,
@@ -36,14 +44,27 @@ def train_command(
     keep: Annotated[int, typer.Option(min=1, help="Checkpoints that are kept.")] = 2,
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files.")] = False,
+    eval_data: Annotated[str, typer.Option(help="Where to evaluate, if not on the split beside the first.")] = "",
+    streaming: Annotated[bool, typer.Option("--streaming", help="Read hf: data as it comes.")] = False,
+    num_classes: Annotated[int, typer.Option(min=0, help="Of data that has no names for its classes.")] = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what the run would take; --data synthetic needs no data.")
+    ] = False,
+    num_images: Annotated[int | None, typer.Option(min=1, help="For --dry-run: images of the training split.")] = None,
+    micro_batch: Annotated[int, typer.Option(min=1, help="For --dry-run: most images at once on a GPU.")] = 256,
+    throughput: Annotated[
+        Path | None, typer.Option(help="For --dry-run: file with a GPU's measured speed; written where a GPU is.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="For --dry-run: one JSON object.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Write the final weights in float16.")] = False,
 ) -> None:
     """Train a model by a recipe. Start it with torchrun to use several processes, GPUs or machines."""
     chosen = get_recipe(recipe).override(set_ or [])
-    if out is None:
+    if out is None and not dry_run:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
+    name = DataName(data, eval_data, streaming, num_classes)
     options = RunOptions(
-        out,
+        out or Path(),
         device=str(usable_device(device)),
         amp=amp,
         compile=compile,
@@ -59,7 +80,18 @@ def train_command(
         tensorboard=tensorboard,
         weights_dtype=torch.float16 if half else torch.float32,
     )
-    accuracy = train(chosen, data, options)
+    if dry_run:
+        show_plan(
+            chosen,
+            name,
+            options,
+            num_images=num_images,
+            micro_batch=micro_batch,
+            throughput=throughput,
+            as_json=json_output,
+        )
+        return
+    accuracy = train(chosen, name, options, recipe_name=recipe)
     if is_first_process():
         if accuracy is not None:
             typer.echo(

@@ -59,16 +59,17 @@ def open_folder(
 
 
 def in_one_line(batches: Iterable[_T]) -> Generator[_T]:
-    """Iterate; an unreadable image is a DataError of one line, also from a worker process, which adds its traceback.
+    """Iterate; whatever is wrong with the data is said in one line, also by a worker process, which adds a traceback.
 
     Raises:
-        DataError: An image cannot be read; the message names the file.
+        DataError: An image cannot be read; the message names the file. Or the data itself says that it is unusable.
     """
     try:
         yield from batches
-    except ImageError as error:
-        reason = str(error).strip().splitlines()[-1].removeprefix("mixerzoo.errors.ImageError: ")
-        raise DataError(f"{reason} Remove or replace the file.") from None
+    except (ImageError, DataError) as error:
+        kind = type(error)
+        reason = str(error).strip().splitlines()[-1].removeprefix(f"{kind.__module__}.{kind.__name__}: ")
+        raise DataError(f"{reason} Remove or replace the file." if kind is ImageError else reason) from None
 
 
 def _some(names: list[str]) -> str:

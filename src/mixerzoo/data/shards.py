@@ -8,7 +8,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from mixerzoo.checks import check_integer
 from mixerzoo.data.remote import fetch, is_url
@@ -49,6 +49,22 @@ class Shards:
     def num_images(self) -> int:
         """Samples of all shards."""
         return sum(self.sizes)
+
+    def split(self, share: float) -> tuple[Shards, Shards]:
+        """Hold the last shards out: about ``share`` of them, at least one.
+
+        Raises:
+            DataError: One of the parts would be empty.
+        """
+        total = len(self.locations)
+        count = max(round(share * total), 1)
+        parts = tuple(
+            replace(self, locations=self.locations[part], sizes=self.sizes[part])
+            for part in (slice(total - count), slice(total - count, total))
+        )
+        if not all(part.num_images for part in parts):
+            raise DataError(f"holdout={share} of {total} shards leaves one side empty: choose another share.")
+        return parts[0], parts[1]
 
     def read(self, shard: int) -> Iterator[Packed]:
         """Yield exactly as many places as the shard's size says, in the archive's order.
@@ -213,83 +229,38 @@ class ShardSource:
             start += len(chosen)
 
 
-def read_shards_once(
-    shards: Shards,
-    transform: Callable[[Image.Image], Tensor],
-    *,
-    batch_size: int,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-) -> Iterator[MicroBatch]:
-    """Yield every sample once over all processes, for evaluation: process r reads the shards r, r + world_size, ...
+class ShardImages(IterableDataset[tuple[Tensor, int]]):
+    """Every sample of tar shards once over all processes and their workers, in the shards' order, for evaluation.
 
-    Batches differ in size (the last of each worker), and processes differ in their number of batches.
+    Process r of R reads the shards r, r + R, ...
 
     Args:
         shards: From :func:`open_shards`.
         transform: PIL image -> float32 tensor (channels, height, width).
-        batch_size: Most images of a batch.
         rank: This process.
         world_size: Processes.
-        workers: Processes that read and decode for this one.
 
     Yields:
-        Batches of images (N, channels, height, width) and labels (N,); ``faults`` names samples that cannot be used
-        and are missing. With faults alone a batch has no images: shape (0,).
+        An image (channels, height, width) and its label.
 
     Raises:
-        DataError: A shard cannot be read.
+        DataError: While iterating: a shard cannot be read, or a sample cannot be used.
     """
-    check_integer("batch_size", batch_size, minimum=1)
-    loader: DataLoader[MicroBatch | DataError] = DataLoader(
-        _Once(shards, transform, batch_size, rank, world_size),
-        batch_size=None,
-        num_workers=workers,
-        generator=torch.Generator(),
-    )
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
-
-
-class _Once(IterableDataset[MicroBatch | DataError]):
-    """The batches of one worker of one process, see :func:`read_shards_once`."""
 
     def __init__(
-        self, shards: Shards, transform: Callable[[Image.Image], Tensor], batch_size: int, rank: int, world_size: int
+        self, shards: Shards, transform: Callable[[Image.Image], Tensor], *, rank: int = 0, world_size: int = 1
     ):
-        self.shards, self.transform, self.batch_size = shards, transform, batch_size
-        self.rank, self.world_size = rank, world_size
+        self.shards, self.transform, self.rank, self.world_size = shards, transform, rank, world_size
 
-    def __iter__(self) -> Iterator[MicroBatch | DataError]:
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        mine = range(self.rank, len(self.shards.locations), self.world_size)[worker::workers]
-        images: list[Tensor] = []
-        labels: list[int] = []
-        faults: list[Fault] = []
-        try:
-            for sample in (sample for shard in mine for sample in self.shards.read(shard)):
+        for shard in range(self.rank, len(self.shards.locations), self.world_size)[worker::workers]:
+            for sample in self.shards.read(shard):
                 image = decode(sample)
                 if isinstance(image, Fault):
-                    faults.append(image)
-                    continue
-                images.append(self.transform(image))
-                labels.append(sample.label)
-                if len(images) == self.batch_size:
-                    yield _batch(images, labels, faults)
-                    images, labels, faults = [], [], []
-            if images or faults:
-                yield _batch(images, labels, faults)
-        except DataError as error:  # in one line, without a worker's traceback
-            yield error
-
-
-def _batch(images: list[Tensor], labels: list[int], faults: list[Fault]) -> MicroBatch:
-    stacked = torch.stack(images) if images else torch.empty(0)
-    return MicroBatch(stacked, torch.tensor(labels, dtype=torch.int64), tuple(faults))
+                    raise DataError(f"{image.name} cannot be used for evaluation ({image.reason}): repair the shard.")
+                yield self.transform(image), sample.label
 
 
 def _locations(where: str | Path | Sequence[str | Path]) -> list[str]:

@@ -1,37 +1,150 @@
-"""Opening what a run learns from, by its name: an image folder, tar shards, a data set of the Hugging Face Hub."""
+"""Opening what a run learns from, by its name: image folders, tar shards, data sets of the Hugging Face Hub."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from mixerzoo.data.folder import EVAL_SPLITS, TRAIN_SPLITS, open_folder
+from mixerzoo.data.hub_datasets import open_hub_dataset, open_hub_stream
 from mixerzoo.data.indexed import FolderImages, IndexedSource, Labelled, Transformed, hold_out
+from mixerzoo.data.shards import ShardImages, ShardSource, open_shards
+from mixerzoo.data.source import Source
 from mixerzoo.data.transforms import eval_transform, train_transform
-from mixerzoo.train.loop import Data
+from mixerzoo.distributed import World
+from mixerzoo.errors import ConfigError, DataError
 from mixerzoo.train.recipe import Recipe
 
+_HUB = "hf:"
 
-def open_data(where: str | Path, recipe: Recipe, preprocessing: dict[str, Any]) -> Data:
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from and is judged by.
+
+    Attributes:
+        train: The training split.
+        evaluation: Labelled images for evaluation, a PyTorch data set of (tensor, label); None for no evaluation.
+        num_classes: Labels are less than this; None if nobody says.
+    """
+
+    train: Source
+    evaluation: Dataset[Any] | None = None
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class DataName:
+    """The name of some data, and what cannot be seen from it.
+
+    Attributes:
+        train: One of
+
+            - a folder with ``train/<class>/*.jpg`` and ``test`` or ``val`` beside it,
+            - a folder with ``train/*.tar`` (and ``test`` or ``val``), or a path or ``http(s)`` address of tar shards
+              with ranges in braces: ``https://.../train-{0000..0146}.tar``,
+            - ``hf:owner/name[:config]`` or ``hf:`` and a local folder, for the library ``datasets``.
+        evaluation: The same for evaluation; empty for the split beside ``train``, if there is one.
+        streaming: Read a data set of the Hub as it comes, without downloading it first.
+        num_classes: Where the data has no names for its classes: how many there are; 0 otherwise.
+    """
+
+    train: str
+    evaluation: str = ""
+    streaming: bool = False
+    num_classes: int = 0
+
+
+def open_data(
+    name: DataName | str | Path, recipe: Recipe, preprocessing: dict[str, Any], world: World | None = None
+) -> Data:
     """Open training and evaluation images.
 
     Args:
-        where: A folder with ``train/<class>/*.jpg`` and ``test`` or ``val``.
+        name: What to open.
         recipe: Its augmentation and ``holdout`` are used.
         preprocessing: timm's data config of the model.
+        world: The job.
 
     Raises:
         DataError: A split is missing, empty, or has other classes than the other.
+        ConfigError: The recipe holds images out of data without random access, or a package is missing.
     """
-    folder = open_folder(where, TRAIN_SPLITS, train_transform(preprocessing, recipe.augmentation))
-    return _with_holdout(FolderImages(folder), where, recipe, preprocessing)
-
-
-def _with_holdout(images: Labelled, where: str | Path, recipe: Recipe, preprocessing: dict[str, Any]) -> Data:
-    judge = eval_transform(preprocessing)
+    name = name if isinstance(name, DataName) else DataName(str(name))
+    augment, judge = train_transform(preprocessing, recipe.augmentation), eval_transform(preprocessing)
+    world = world or World()
+    if _are_shards(name.train):
+        return _open_shards(name, recipe, augment, judge, world)
+    if name.train.startswith(_HUB):
+        if name.streaming:
+            if recipe.holdout:
+                raise ConfigError(
+                    f"holdout={recipe.holdout} needs images that can be read in any order, and a stream cannot: add "
+                    "--set holdout=0, or leave --streaming out."
+                )
+            stream = open_hub_stream(name.train, "train", augment)
+            evaluation = _hub_evaluation(name, judge, stream.classes)
+            return Data(stream, evaluation, len(stream.classes) if stream.classes else name.num_classes or None)
+        images: Labelled = open_hub_dataset(name.train, "train")
+    else:
+        images = FolderImages(open_folder(name.train, TRAIN_SPLITS, augment))
+    classes = images.classes
     if recipe.holdout:
         images, held_out = hold_out(images, recipe.holdout)
-        evaluation: Any = Transformed(held_out, judge)
+        evaluation = Transformed(held_out, judge)
+    elif name.train.startswith(_HUB):
+        evaluation = _hub_evaluation(name, judge, classes)
     else:
-        evaluation = open_folder(where, EVAL_SPLITS, judge, images.classes)
-    return Data(IndexedSource(images, train_transform(preprocessing, recipe.augmentation)), evaluation)
+        evaluation = open_folder(name.evaluation or name.train, EVAL_SPLITS, judge, classes)
+    return Data(IndexedSource(images, augment), evaluation, len(classes) if classes else name.num_classes or None)
+
+
+def _are_shards(where: str) -> bool:
+    folder = Path(where)
+    inside = [folder, *(folder / split for split in (*TRAIN_SPLITS, *EVAL_SPLITS))]
+    return where.endswith(".tar") or any(path.is_dir() and any(path.glob("*.tar")) for path in inside)
+
+
+def _open_shards(
+    name: DataName, recipe: Recipe, augment: Callable[[Any], Any], judge: Callable[[Any], Any], world: World
+) -> Data:
+    folder = Path(name.train)
+    beside = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
+    count = name.num_classes or None
+    shards = open_shards(beside.get("train", name.train), num_classes=count)
+    if recipe.holdout:
+        shards, held_out = shards.split(recipe.holdout)
+        evaluation: Any = ShardImages(held_out, judge, rank=world.rank, world_size=world.size)
+        return Data(ShardSource(shards, augment), evaluation, shards.num_classes)
+    other = name.evaluation or next((str(beside[split]) for split in EVAL_SPLITS if split in beside), "")
+    evaluation = None
+    if other:
+        judged = open_shards(other, num_classes=shards.num_classes)
+        _check_same(judged.classes, shards.classes, other)
+        evaluation = ShardImages(judged, judge, rank=world.rank, world_size=world.size)
+    return Data(ShardSource(shards, augment), evaluation, shards.num_classes)
+
+
+def _hub_evaluation(name: DataName, judge: Callable[[Any], Any], classes: list[str] | None) -> Dataset[Any] | None:
+    where, found, problem = name.evaluation or name.train, None, None
+    for split in (*EVAL_SPLITS, "valid"):
+        try:
+            found = open_hub_dataset(where, split)
+            break
+        except DataError as error:
+            problem = problem or error
+    if found is None:
+        if name.evaluation:
+            raise DataError(f"{where} has nothing to evaluate on: {problem}")
+        return None
+    _check_same(found.classes, classes, where)
+    return Transformed(found, judge)
+
+
+def _check_same(classes: list[str] | None, expected: list[str] | None, where: str) -> None:
+    if classes is not None and expected is not None and classes != expected:
+        raise DataError(f"The classes of {where} are not those of the training split, in its order.")

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
-from typing import Any
 
 import torch
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
-from torch.utils.data import Dataset
 
 from mixerzoo.data.folder import in_one_line
-from mixerzoo.data.source import Fault, MicroBatch, Share, Source
+from mixerzoo.data.source import Fault, MicroBatch, Share
 from mixerzoo.distributed import World
 from mixerzoo.errors import DataError, TrainingError
 from mixerzoo.inference.evaluate import Accuracy, evaluate
 from mixerzoo.model import Mixer
 from mixerzoo.train.checkpoint import Checkpoint, Checkpoints, TrainState, check_same, newest, restore
+from mixerzoo.train.data import Data
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.recipe import Recipe
 from mixerzoo.train.step import TrainStep
 from mixerzoo.train.watch import Watch
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from and is judged by.
-
-    Attributes:
-        train: The training split.
-        evaluation: Labelled images for evaluation, a PyTorch data set of (tensor, label); None for no evaluation.
-    """
-
-    train: Source
-    evaluation: Dataset[Any] | None = None
 
 
 class Loop:
@@ -173,8 +159,9 @@ class Loop:
         if not self.train_step.weights_are_finite():
             raise self._diverged("A weight is NaN or infinite")
         self._finish_saving()
-        faults = {name: reason for found in self.world.gather(self.faults) for name, reason in found.items()}
-        self.checkpoints.save(self.state, {"step": self.step, "faults": faults, **self.described})
+        everyones = {name: reason for found in self.world.gather(self.faults) for name, reason in found.items()}
+        self._note_faults([Fault(name, reason) for name, reason in everyones.items()])
+        self.checkpoints.save(self.state, {"step": self.step, "faults": everyones, **self.described})
 
     def _finish_saving(self) -> None:
         self.last_good = self.checkpoints.finish() or self.last_good

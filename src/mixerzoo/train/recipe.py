@@ -128,6 +128,8 @@ class Recipe:
             raise ConfigError("warmup_epochs and warmup_steps exclude each other: set one of them to 0.")
         if 0 < self.epochs < self.warmup_epochs or 0 < self.steps < self.warmup_steps:
             raise ConfigError("The warm-up is longer than the run: lower warmup_epochs or warmup_steps.")
+        if self.sam_rho and not self.lr:
+            raise ConfigError("sam_rho needs a learning rate above 0.")
         if self.gsam_alpha and not self.sam_rho:
             raise ConfigError("gsam_alpha is a term of sharpness-aware minimisation: set sam_rho too.")
         if self.decay_rule == "independent" and self.weight_decay and not self.lr:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +11,26 @@ import torch
 
 from mixerzoo.data.source import seed_of
 from mixerzoo.distributed import World, job
-from mixerzoo.errors import DataError
+from mixerzoo.errors import DataError, LabelsUnknownError
 from mixerzoo.factory import create_model, data_config
 from mixerzoo.inference.evaluate import Accuracy
+from mixerzoo.label_names import labels
 from mixerzoo.model import Mixer
 from mixerzoo.publish import save_model
-from mixerzoo.train.data import open_data
-from mixerzoo.train.loop import Data, Loop
+from mixerzoo.train.card import CARD_FILE, write_card
+from mixerzoo.train.checkpoint import newest
+from mixerzoo.train.curves import draw_curves
+from mixerzoo.train.data import Data, DataName, open_data
+from mixerzoo.train.loop import Loop
+from mixerzoo.train.machine import device_name
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.parallel import whole_copy
 from mixerzoo.train.recipe import Recipe
+from mixerzoo.train.watch import LOG_FILE, read_log
 
 
 def fit(
-    model: Mixer, recipe: Recipe, data: Data | str | Path, options: RunOptions, *, world: World | None = None
+    model: Mixer, recipe: Recipe, data: Data | DataName | str | Path, options: RunOptions, *, world: World | None = None
 ) -> Accuracy | None:
     """Train ``model`` in place; in the end it holds the averaged weights if the recipe has an average.
 
@@ -35,7 +43,7 @@ def fit(
     Args:
         model: What to train.
         recipe: What to do.
-        data: Opened data, or the name of some, see :func:`mixerzoo.train.data.open_data`.
+        data: Opened data, or the name of some, see :class:`mixerzoo.train.data.DataName`.
         options: How to use the machines.
         world: The job that this process has joined; None joins the one that ``torchrun`` started, if it did.
 
@@ -52,25 +60,31 @@ def fit(
         with job(options.device) as joined:
             return fit(model, recipe, data, options, world=joined)
     if not isinstance(data, Data):
-        data = open_data(data, recipe, _preprocessing(recipe, data_config(model)))
-    classes = data.train.classes
-    if classes is not None and len(classes) != model.num_classes:
-        raise DataError(f"The model has {model.num_classes} classes, the training split {len(classes)}.")
+        data = open_data(data, recipe, data_config(model), world)
+    if data.num_classes not in (None, model.num_classes):
+        raise DataError(
+            f"The model has {model.num_classes} classes, the training split {data.num_classes}: "
+            "model.reset_classifier changes the model's."
+        )
     loop = Loop(model, recipe, data, options, world)
     accuracy = loop.run()
     loop.keep_average()
     return accuracy
 
 
-def train(recipe: Recipe, data: str | Path, options: RunOptions) -> Accuracy | None:
+def train(
+    recipe: Recipe, data: DataName | str | Path, options: RunOptions, *, recipe_name: str = ""
+) -> Accuracy | None:
     """Make the recipe's model, train it and write it to ``options.out_dir``.
 
-    The result is a folder that ``create_model("local-dir:...", pretrained=True)`` and ``mixerzoo predict`` take.
+    The result is a folder that ``create_model("local-dir:...", pretrained=True)`` and ``mixerzoo predict`` take, with
+    the curves (``curves.png``, if matplotlib is installed) and a card of the run (``training.md``) beside the weights.
 
     Args:
         recipe: What to do.
-        data: The name of some data, see :func:`mixerzoo.train.data.open_data`.
+        data: The name of some data, see :class:`mixerzoo.train.data.DataName`.
         options: How to use the machines.
+        recipe_name: What the recipe is called in the card.
 
     Returns:
         Accuracy after the last epoch; None if there is nothing to evaluate on.
@@ -81,10 +95,13 @@ def train(recipe: Recipe, data: str | Path, options: RunOptions) -> Accuracy | N
         ConfigError: The recipe cannot be used with this model, job or packages.
         StorageError: A checkpoint could not be written.
     """
+    data = data if isinstance(data, DataName) else DataName(str(data))
     with job(options.device) as world:
         preprocessing = _preprocessing(recipe, data_config(recipe.model))
-        opened = open_data(data, recipe, preprocessing)
-        model = make_model(recipe, opened.train.classes)
+        opened = open_data(data, recipe, preprocessing, world)
+        if opened.num_classes is None:
+            raise DataError(f"{data.train} does not say how many classes it has: give their number (--num-classes).")
+        model = make_model(recipe, opened.num_classes, opened.train.classes)
         accuracy = fit(model, recipe, opened, options, world=world)
         whole = whole_copy(model)
         if whole is not None:
@@ -95,12 +112,54 @@ def train(recipe: Recipe, data: str | Path, options: RunOptions) -> Accuracy | N
                 preprocessing={key: value for key, value in preprocessing.items() if key != "input_size"},
                 dtype=options.weights_dtype,
             )
+            _describe(recipe, recipe_name, data, opened, options, world, accuracy)
         world.wait()
     return accuracy
 
 
-def make_model(recipe: Recipe, classes: list[str] | None) -> Mixer:
+def _describe(
+    recipe: Recipe,
+    recipe_name: str,
+    data: DataName,
+    opened: Data,
+    options: RunOptions,
+    world: World,
+    accuracy: Accuracy | None,
+) -> None:
+    """Draw the curves and write the card."""
+    out_dir, log = options.out_dir, options.out_dir / LOG_FILE
+    if importlib.util.find_spec("matplotlib") is None:
+        warnings.warn("No curves.png was drawn: pip install 'mixerzoo[train]' brings matplotlib.", stacklevel=2)
+    else:
+        draw_curves(log, out_dir / "curves.png", title=recipe_name)
+    last = newest(out_dir)
+    write_card(
+        out_dir / CARD_FILE,
+        recipe=recipe,
+        recipe_name=recipe_name,
+        data={
+            "name": data.train,
+            "num_images": opened.train.num_images,
+            "classes": opened.train.classes or opened.num_classes,
+            "unusable": len(last.run["faults"]) if last else 0,
+        },
+        metrics={"top1": accuracy.top1, "top5": accuracy.top5} if accuracy is not None else {},
+        run={
+            "device": device_name(world.device),
+            "world_size": world.size,
+            "sharded": options.shard,
+            "amp": options.amp,
+            "compiled": options.compile,
+            "images_seen": recipe.total_steps(opened.train.num_images) * recipe.batch_size,
+            "seconds": sum(line.get("seconds") or 0.0 for line in read_log(log)),
+        },
+    )
+
+
+def make_model(recipe: Recipe, num_classes: int, classes: list[str] | None = None) -> Mixer:
     """The recipe's model with its weights, image size, head and stochastic depth; initialised from its seed.
+
+    A head that came with the weights stays only if its classes are known to be ``classes``.
 
     Raises:
         ConfigError: A size that cannot be used.
@@ -111,7 +170,7 @@ def make_model(recipe: Recipe, classes: list[str] | None) -> Mixer:
     model = create_model(
         recipe.model,
         recipe.pretrained,
-        num_classes=len(classes) if classes is not None else None,
+        num_classes=num_classes,
         img_size=recipe.img_size or None,
         resize=None if recipe.resize == "auto" else recipe.resize,
         drop_path_rate=recipe.drop_path_rate,
@@ -119,7 +178,16 @@ def make_model(recipe: Recipe, classes: list[str] | None) -> Mixer:
         head_bias=recipe.head_bias,
     )
     assert isinstance(model, Mixer)
+    if recipe.pretrained and classes != _class_names(model):
+        model.reset_classifier(num_classes)
     return model
+
+
+def _class_names(model: Mixer) -> list[str] | None:
+    try:
+        return labels(model)
+    except LabelsUnknownError:
+        return None
 
 
 def _preprocessing(recipe: Recipe, known: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mixerzoo.errors import HubError
 from mixerzoo.weights import transfer
 from mixerzoo.weights.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE
 
-_SENT = (CONFIG_FILE, WEIGHTS_FILE, "metrics.jsonl")
+_SENT = (CONFIG_FILE, WEIGHTS_FILE, "metrics.jsonl", "curves.png", "training.md", "training.json")
 DEADLINE = 20.0
 """Seconds that a request that sends no files may take."""
 
