@@ -29,7 +29,6 @@ def show_plan(
     data: DataName,
     options: RunOptions,
     *,
-    num_images: int | None,
     micro_batch: int,
     throughput: Path | None,
     as_json: bool,
@@ -38,9 +37,9 @@ def show_plan(
 
     Args:
         recipe: What would be done.
-        data: What it would read, or ``synthetic``: made-up JPEG files of ImageNet's sizes in shards.
+        data: What it would read, or ``synthetic``: made-up JPEG files of ImageNet's sizes in shards, in place of the
+            training split of ImageNet-1k. ``num_images`` replaces the size of either.
         options: How it would use the machine.
-        num_images: Images of the training split; None for those of ``data`` (of ImageNet-1k, for ``synthetic``).
         micro_batch: Most images at once on a GPU.
         throughput: A GPU's recorded throughput is read from this file; one that is measured here is written to it.
         as_json: Print one JSON object.
@@ -51,12 +50,11 @@ def show_plan(
             folder = stack.enter_context(tempfile.TemporaryDirectory())
             classes = data.num_classes or _IMAGENET_CLASSES
             synthetic_shards(folder, classes=classes)
-            data = DataName(folder, num_classes=classes)
-            num_images = num_images or _IMAGENET_1K
+            data = DataName(folder, num_classes=classes, num_images=data.num_images or _IMAGENET_1K)
         opened = open_data(data, blank, data_config(recipe.model))
         if opened.num_classes is None:
             raise DataError(f"{data.train} does not say how many classes it has: give their number (--num-classes).")
-        images = num_images or opened.train.num_images
+        images = data.num_images or opened.train.num_images
         recorded = Throughput.read(throughput) if throughput is not None and throughput.exists() else None
         plan = make_plan(
             make_model(blank, opened.num_classes),

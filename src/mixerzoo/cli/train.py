@@ -50,7 +50,9 @@ def train_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what the run would take; --data synthetic needs no data.")
     ] = False,
-    num_images: Annotated[int | None, typer.Option(min=1, help="For --dry-run: images of the training split.")] = None,
+    num_images: Annotated[
+        int, typer.Option(min=0, help="Training images of a stream that does not say; for --dry-run, of any data.")
+    ] = 0,
     micro_batch: Annotated[int, typer.Option(min=1, help="For --dry-run: most images at once on a GPU.")] = 256,
     throughput: Annotated[
         Path | None, typer.Option(help="For --dry-run: file with a GPU's measured speed; written where a GPU is.")
@@ -62,7 +64,7 @@ def train_command(
     chosen = get_recipe(recipe).override(set_ or [])
     if out is None and not dry_run:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
-    name = DataName(data, eval_data, streaming, num_classes)
+    name = DataName(data, eval_data, streaming, num_classes, num_images)
     options = RunOptions(
         out or Path(),
         device=str(usable_device(device)),
@@ -85,7 +87,6 @@ def train_command(
             chosen,
             name,
             options,
-            num_images=num_images,
             micro_batch=micro_batch,
             throughput=throughput,
             as_json=json_output,

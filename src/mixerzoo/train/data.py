@@ -51,12 +51,14 @@ class DataName:
         evaluation: The same for evaluation; empty for the split beside ``train``, if there is one.
         streaming: Read a data set of the Hub as it comes, without downloading it first.
         num_classes: Where the data has no names for its classes: how many there are; 0 otherwise.
+        num_images: Where a stream does not state its number of training images: how many there are; 0 otherwise.
     """
 
     train: str
     evaluation: str = ""
     streaming: bool = False
     num_classes: int = 0
+    num_images: int = 0
 
 
 def open_data(
@@ -86,10 +88,10 @@ def open_data(
                     f"holdout={recipe.holdout} needs images that can be read in any order, and a stream cannot: add "
                     "--set holdout=0, or leave --streaming out."
                 )
-            stream = open_hub_stream(name.train, "train", augment)
+            stream = open_hub_stream(_hub_name(name.train), "train", augment, num_images=name.num_images or None)
             evaluation = _hub_evaluation(name, judge, stream.classes)
             return Data(stream, evaluation, len(stream.classes) if stream.classes else name.num_classes or None)
-        images: Labelled = open_hub_dataset(name.train, "train")
+        images: Labelled = open_hub_dataset(_hub_name(name.train), "train")
     else:
         images = FolderImages(open_folder(name.train, TRAIN_SPLITS, augment))
     classes = images.classes
@@ -130,7 +132,7 @@ def _open_shards(
 
 
 def _hub_evaluation(name: DataName, judge: Callable[[Any], Any], classes: list[str] | None) -> Dataset[Any] | None:
-    where, found, problem = name.evaluation or name.train, None, None
+    where, found, problem = _hub_name(name.evaluation or name.train), None, None
     for split in (*EVAL_SPLITS, "valid"):
         try:
             found = open_hub_dataset(where, split)
@@ -143,6 +145,12 @@ def _hub_evaluation(name: DataName, judge: Callable[[Any], Any], classes: list[s
         return None
     _check_same(found.classes, classes, where)
     return Transformed(found, judge)
+
+
+def _hub_name(where: str) -> str:
+    """Without its prefix if it is a place on this machine, which is what the library ``datasets`` reads then."""
+    local = where.removeprefix(_HUB)
+    return local if Path(local).exists() else where
 
 
 def _check_same(classes: list[str] | None, expected: list[str] | None, where: str) -> None:
