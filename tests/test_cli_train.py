@@ -53,8 +53,8 @@ def test_a_dry_run_says_what_a_run_would_take_and_trains_nothing(folder, tmp_pat
     assert "hours" not in text.stdout
     assert not (tmp_path / "run").exists()
     synthetic = run_cli(
-        "train", "--recipe", "imagenet1k_b16", "--set", "model=mixer_ti4_32", "--data", "synthetic", "--dry-run", "--json",
-        "--workers", "0", "--throughput", tmp_path / "gpu.json",
+        "train", "--recipe", "imagenet1k_b16", "--set", "model=mixer_ti4_32", "--data", "synthetic", "--dry-run",
+        "--json", "--workers", "0", "--throughput", tmp_path / "gpu.json",
     )  # fmt: skip
     assert synthetic.returncode == 0, synthetic.stderr
     plan = json.loads(synthetic.stdout)
