@@ -69,3 +69,14 @@ def numbered(start, count):
     for index in range(start, start + count):
         members += [(f"{index:04d}.png", png(index)), (f"{index:04d}.cls", str(index % 3).encode())]
     return members
+
+
+def values(batches):
+    return [int(v) for batch in batches for v in batch.images[:, 0, 0, 0]]
+
+
+def same(one, other):
+    return all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.faults == b.faults
+        for a, b in zip(one, other, strict=True)
+    )

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from shard_files import png, value_and_noise, value_only
+from shard_files import png, same, value_and_noise, value_only, values
 
 from mixerzoo.data import streaming
 from mixerzoo.data.hub_datasets import open_hub_dataset, open_hub_stream
@@ -63,17 +63,6 @@ def stream(where, transform=value_and_noise, **options):
 
 def take(source, share, count, first_step=0):
     return list(itertools.islice(source.micro_batches(share, first_step), count))
-
-
-def values(batches):
-    return [int(v) for batch in batches for v in batch.images[:, 0, 0, 0]]
-
-
-def same(one, other):
-    return all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.faults == b.faults
-        for a, b in zip(one, other, strict=True)
-    )
 
 
 # With random access

@@ -18,6 +18,7 @@ SOURCE = Path(mixerzoo.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "checks": {"errors"},
+    "atomic": {"errors"},
     "config": {"checks", "errors"},
     "zoo": {"config"},
     "reference": set(),
@@ -27,12 +28,12 @@ MAY_IMPORT = {
     "intermediates": {"config", "errors"},
     "model": {"config", "errors", "intermediates", "ops", "resize"},
     "engine": {"checks", "config", "errors", "kernels", "model", "ops"},
-    "weights": {"checks", "config", "errors", "zoo", "resize", "model"},
+    "weights": {"atomic", "checks", "config", "errors", "zoo", "resize", "model"},
     "timm_registry": {"config", "errors", "zoo", "resize", "model", "weights"},
     "names": {"config", "errors", "zoo", "weights", "timm_registry"},
     "label_names": {"errors", "zoo", "names"},
     "distributed": {"errors"},
-    "data": {"checks", "distributed", "errors"},
+    "data": {"atomic", "checks", "distributed", "errors"},
     "factory": {"checks", "config", "errors", "zoo", "resize", "model", "weights", "timm_registry", "names", "data"},
     "publish": {"errors", "zoo", "model", "weights", "label_names", "factory"},
     "conversion": {"config", "errors", "zoo", "model", "weights", "names", "factory"},
@@ -52,6 +53,7 @@ MAY_IMPORT = {
         "label_names",
     },
     "train": {
+        "atomic",
         "checks",
         "config",
         "distributed",
@@ -67,6 +69,7 @@ MAY_IMPORT = {
         "publish",
     },
     "bench": {
+        "atomic",
         "config",
         "errors",
         "zoo",

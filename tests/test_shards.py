@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_files import make_jpeg
-from shard_files import Numbers, numbered, png, tar_bytes, value_and_noise, value_only
+from shard_files import Numbers, numbered, png, same, tar_bytes, value_and_noise, value_only, values
 from torch.utils.data import DataLoader
 
 from mixerzoo.data import remote, streaming, tar
@@ -42,17 +42,6 @@ def once(shards, rank=0, world_size=1, workers=0):
 
 def take(source, share, count, first_step=0):
     return list(itertools.islice(source.micro_batches(share, first_step), count))
-
-
-def values(batches):
-    return [int(v) for batch in batches for v in batch.images[:, 0, 0, 0]]
-
-
-def same(one, other):
-    return all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.faults == b.faults
-        for a, b in zip(one, other, strict=True)
-    )
 
 
 def write(path, members):

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from training import QUICK, data, options, small_model, train_only, write_data
 
 import mixerzoo
+from mixerzoo.atomic import write_atomically
 from mixerzoo.data.indexed import Chosen, IndexedSource
 from mixerzoo.distributed import World
 from mixerzoo.errors import ConfigError, DataError, TrainingError
@@ -18,7 +19,6 @@ from mixerzoo.inference.evaluate import evaluate_folder
 from mixerzoo.train import Data, fit, train
 from mixerzoo.train.checkpoint import TrainState, complete, newest
 from mixerzoo.train.loop import Loop
-from mixerzoo.weights.save import write_atomically
 
 
 @pytest.fixture(scope="module")

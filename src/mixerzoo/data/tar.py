@@ -9,19 +9,19 @@ import itertools
 import json
 import os
 import tarfile
-import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast, runtime_checkable
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.data.indexed import Labelled
 from mixerzoo.data.remote import RemoteFile, is_url, url_name
 from mixerzoo.data.source import Fault, epoch_order
-from mixerzoo.errors import ConfigError, DataError, ImageError, StorageError
+from mixerzoo.errors import ConfigError, DataError, ImageError
 
 IMAGE_KINDS = ("jpg", "jpeg", "png", "webp")
 """What an image's member may be called behind the first dot."""
@@ -246,16 +246,15 @@ def write_shards(
         if not shard:
             break
         name = f"{prefix}-{number:06d}.tar"
-        _replace(folder / name, partial(_write_tar, samples=shard))
+        write_atomically(folder / name, partial(_write_tar, samples=shard))
         sizes[name] = len(shard)
     if not sizes:
         raise DataError(f"None of the {len(data)} images can be read.")
     if data.classes is not None:
         (folder / "classes.json").unlink(missing_ok=True)
-        _replace(
-            folder / "classes.txt", lambda file: file.write("".join(f"{c}\n" for c in data.classes or []).encode())
-        )
-    _replace(folder / "sizes.json", lambda file: file.write(json.dumps(sizes, indent=1).encode()))
+        names = "".join(f"{name}\n" for name in data.classes)
+        write_atomically(folder / "classes.txt", lambda path: path.write_text(names, encoding="utf-8"))
+    write_atomically(folder / "sizes.json", lambda path: path.write_text(json.dumps(sizes, indent=1), encoding="utf-8"))
     return Written([folder / name for name in sizes], sum(sizes.values()), faults)
 
 
@@ -292,28 +291,12 @@ def _kind(content: bytes) -> str:
     return "jpg" if content[:3] == b"\xff\xd8\xff" else "png" if content[:8] == b"\x89PNG\r\n\x1a\n" else ""
 
 
-def _write_tar(file: IO[bytes], samples: list[dict[str, Any]]) -> None:
-    writer = webdataset().TarWriter(file, user="", group="", encoder=False, mtime=0)
-    for sample in samples:
-        writer.write(sample)
-    writer.close()
-
-
-def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file under another name, and move it into place when it is on the disk."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be stored ({error.strerror or error}).") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+def _write_tar(path: Path, samples: list[dict[str, Any]]) -> None:
+    with path.open("wb") as file:
+        writer = webdataset().TarWriter(file, user="", group="", encoder=False, mtime=0)
+        for sample in samples:
+            writer.write(sample)
+        writer.close()
 
 
 def webdataset() -> Any:

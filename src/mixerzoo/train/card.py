@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.errors import ConfigError
 from mixerzoo.train.machine import versions
 from mixerzoo.train.recipe import Recipe, get_recipe
 from mixerzoo.train.watch import finite
-from mixerzoo.weights.atomic import write_atomically
 
 CARD_FILE = "training.md"
 

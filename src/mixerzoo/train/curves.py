@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.errors import ConfigError, DataError
 from mixerzoo.train.watch import read_log
-from mixerzoo.weights.atomic import write_atomically
 
 _LOSS, _TOP1, _LR = "#1f5fa8", "#c2571a", "#5b6770"
 _INK, _FAINT, _GRID = "#222222", "#777777", "#e4e4e4"

@@ -56,9 +56,9 @@ class TrainStep:
         self.sam = Sam(self._trained(), recipe) if recipe.sam_rho else None
         self.loss_of = make_loss(recipe)
         self.forward = prepare(model, options, world)
-        height, width = model.config.image_hw
-        shape = (1, model.config.in_chans, height, width)
-        settle(self.forward, torch.zeros(shape, device=world.device), amp=options.amp)
+        micro_batch = recipe.batch_size // (world.size * options.accumulate)  # no other size: compiled code is for one
+        images = torch.zeros(micro_batch, model.config.in_chans, *model.config.image_hw, device=world.device)
+        settle(self.forward, images, amp=options.amp)
 
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]

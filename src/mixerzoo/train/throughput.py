@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.checks import check_integer, check_number
 from mixerzoo.config import MixerConfig
 from mixerzoo.data.source import MicroBatch, Share, Source
@@ -24,7 +25,6 @@ from mixerzoo.train.machine import device_name, memory_gib, versions
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.recipe import Recipe
 from mixerzoo.train.step import TrainStep
-from mixerzoo.weights.atomic import write_atomically
 
 _SIZES = (
     "img_size",

@@ -22,10 +22,10 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.distributed import World
 from mixerzoo.errors import ConfigError, StorageError
 from mixerzoo.train.machine import memory_gib
-from mixerzoo.weights.atomic import write_atomically
 
 LOG_FILE = "metrics.jsonl"
 _SHOW_EVERY = 1.0  # seconds between two looks at the loss where looking costs nothing

@@ -13,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.errors import DamagedFileError, StorageError, WeightsError
-from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.google import read_npz
 from mixerzoo.weights.npz import MAX_EXPANSION, all_finite
 

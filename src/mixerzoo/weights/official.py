@@ -19,10 +19,10 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.config import MixerConfig
 from mixerzoo.errors import HubError, StorageError, WeightsError
 from mixerzoo.weights import hub, transfer
-from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.checksums import file_digest, known_checksum
 from mixerzoo.weights.download import download
 from mixerzoo.weights.files import WEIGHTS_FILE, write_tensors

@@ -16,8 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.config import PRESETS, MixerConfig
-from mixerzoo.weights.atomic import write_atomically
 from mixerzoo.weights.card import model_card
 from mixerzoo.weights.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from mixerzoo.weights.hub_config import check_preprocessing

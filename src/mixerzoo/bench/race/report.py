@@ -8,12 +8,12 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from mixerzoo.atomic import write_atomically
 from mixerzoo.bench.race.chart import draw
 from mixerzoo.bench.race.results import RaceResult
 from mixerzoo.bench.race.targets import Target
 from mixerzoo.bench.workers.serving import plain
 from mixerzoo.errors import ConfigError
-from mixerzoo.weights.atomic import write_atomically
 
 
 class Report:
