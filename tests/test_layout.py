@@ -120,7 +120,7 @@ ONLY_IN = {
     "huggingface_hub": {"weights"},
     "typer": {"cli"},
     "safetensors": {"weights", "bench", "engine"},
-    "filelock": {"weights"},
+    "filelock": {"weights", "train"},
     "google_crc32c": {"weights"},
 }
 

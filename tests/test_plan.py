@@ -14,12 +14,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import mixerzoo
+from mixerzoo.cli import plan as plan_command
 from mixerzoo.data.shards import ShardSource, open_shards
-from mixerzoo.data.source import Share
+from mixerzoo.data.source import MicroBatch, Share
 from mixerzoo.data.synthetic import SyntheticImages, synthetic_shards
 from mixerzoo.data.transforms import Augmentation, eval_transform, train_transform
 from mixerzoo.errors import ConfigError, DataError
 from mixerzoo.ops.problem import OPERATIONS
+from mixerzoo.train import throughput as throughput_module
 from mixerzoo.train.cost import (
     Layout,
     activation_bytes,
@@ -28,11 +30,12 @@ from mixerzoo.train.cost import (
     training_operations,
     working_bytes,
 )
+from mixerzoo.train.data import DataName
 from mixerzoo.train.optim import make_optimizer
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.plan import make_plan
 from mixerzoo.train.recipe import Recipe
-from mixerzoo.train.throughput import Throughput, measure_loading, measure_training
+from mixerzoo.train.throughput import Loading, Throughput, measure_loading, measure_training
 
 SMALL = {
     "img_size": 64,
@@ -274,15 +277,15 @@ RECORD = Throughput(
 
 
 def test_steps_by_hand(tmp_path):
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path))
     assert (plan.steps_per_epoch, plan.total_steps, plan.warmup_steps, plan.images_seen) == (15, 45, 15, 2880)
     recipe = dataclasses.replace(RECIPE, epochs=0, steps=500, warmup_epochs=0.0, warmup_steps=10)
-    plan = make_plan(small(), recipe, 1000, options(tmp_path), measure=False)
+    plan = make_plan(small(), recipe, 1000, options(tmp_path))
     assert (plan.total_steps, plan.warmup_steps, plan.images_seen) == (500, 10, 32_000)
 
 
 def test_no_times_without_a_gpus_throughput(tmp_path):
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path))
     assert plan.throughput is plan.here is None
     assert [gpus.hours for gpus in plan.gpus] == [None] * 3
     text = str(plan)
@@ -294,11 +297,11 @@ def test_no_times_without_a_gpus_throughput(tmp_path):
 
 
 def test_the_same_global_batch_on_every_number_of_gpus(tmp_path):
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), micro_batch=24, measure=False)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), micro_batch=24)
     assert [(g.count, g.micro_batch, g.accumulate) for g in plan.gpus] == [(1, 16, 4), (8, 8, 1), (64, 1, 1)]
     assert all(g.count * g.micro_batch * g.accumulate == 64 for g in plan.gpus)
     odd = dataclasses.replace(RECIPE, batch_size=24)
-    assert [g.count for g in make_plan(small(), odd, 1000, options(tmp_path), measure=False).gpus] == [1, 8]
+    assert [g.count for g in make_plan(small(), odd, 1000, options(tmp_path)).gpus] == [1, 8]
 
 
 def test_times_follow_from_the_record(tmp_path):
@@ -306,7 +309,7 @@ def test_times_follow_from_the_record(tmp_path):
     RECORD.write(path)
     record = Throughput.read(path)
     assert record == RECORD
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False, throughput=record)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), throughput=record)
     assert [gpus.hours for gpus in plan.gpus] == [pytest.approx(2880 / 16 / 3600 / n) for n in (1, 8, 64)]
     assert plan.gpus[0].micro_batch == 32
     text = str(plan)
@@ -327,7 +330,7 @@ def test_times_follow_from_the_record(tmp_path):
 def test_a_record_of_something_else_is_refused(tmp_path, changes, complaint):
     record = dataclasses.replace(RECORD, **changes)
     with pytest.raises(ConfigError, match=complaint):
-        make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False, throughput=record)
+        make_plan(small(), RECIPE, 1000, options(tmp_path), throughput=record)
 
 
 @pytest.mark.parametrize(
@@ -355,11 +358,11 @@ def test_a_record_of_an_oblong_model(tmp_path):
 
 def test_fewer_images_than_a_batch(tmp_path):
     with pytest.raises(DataError, match="fewer than one batch"):
-        make_plan(small(), RECIPE, 63, options(tmp_path), measure=False)
+        make_plan(small(), RECIPE, 63, options(tmp_path))
 
 
 def test_plain_values(tmp_path):
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False, throughput=RECORD)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), throughput=RECORD)
     values = json.loads(json.dumps(plan.as_dict(), allow_nan=False))
     assert values["images_seen"] == 2880
     assert values["gpus"][1]["ddp"]["total"] == plan.gpus[1].ddp.total
@@ -369,7 +372,7 @@ def test_plain_values(tmp_path):
 def test_only_the_head_is_trained(tmp_path):
     probe = dataclasses.replace(RECIPE, trainable="head", opt="sgd")
     model = small()
-    plan = make_plan(model, probe, 1000, options(tmp_path), measure=False)
+    plan = make_plan(model, probe, 1000, options(tmp_path))
     head = 7 * (48 + 1)
     assert plan.trained == head
     assert plan.gpus[0].ddp.gradients == plan.gpus[0].ddp.optimizer == 4 * head
@@ -405,12 +408,135 @@ def test_a_measurement_leaves_everything_as_it_was(tmp_path, monkeypatch):
 
 def test_a_processors_speed_gives_no_times(tmp_path, monkeypatch):
     monkeypatch.setattr("mixerzoo.train.throughput._SECONDS", 0.0)
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path))
-    assert plan.here is not None
+    here = measure_training(small(), RECIPE, options(tmp_path), micro_batch=256)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path)).with_speeds(here, None)
+    assert plan.here is here
     assert plan.throughput is None
     assert "no times" in str(plan)
-    assert f"{plan.here.images_per_second:,.4g} images/s on " in str(plan)
-    assert "micro-batch 8" in str(plan)
+    assert f"{here.images_per_second:,.4g} images/s on " in str(plan)
+    assert "micro-batch 4" in str(plan)
+
+
+def test_a_measured_gpu_gives_the_times_that_its_record_gives(tmp_path):
+    counted = make_plan(small(), RECIPE, 1000, options(tmp_path), micro_batch=32)
+    recorded = make_plan(small(), RECIPE, 1000, options(tmp_path), throughput=RECORD)
+    assert dataclasses.replace(counted.with_speeds(RECORD, None), here=None) == recorded
+    other = dataclasses.replace(RECORD, images_per_second=1.0)
+    assert recorded.with_speeds(other, None).gpus == recorded.gpus  # the record comes first
+
+
+class Steps:
+    """A training step that takes a while on a clock that it moves."""
+
+    total_steps = 1000
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.done = 0.0, seconds, 0
+
+    def perf_counter(self):
+        return self.now
+
+    def __call__(self, batches, step):
+        self.now += self.seconds
+        self.done += 1
+
+
+@pytest.mark.parametrize(("seconds", "measured"), [(0.5, 6), (2.0, 3), (9.0, 3), (15.0, 2), (300.0, 2)])
+def test_slow_steps_are_measured_for_a_bounded_time(monkeypatch, seconds, measured):
+    steps = Steps(seconds)
+    monkeypatch.setattr(throughput_module, "time", steps)
+    taken = throughput_module._time_steps(steps, [], torch.device("cpu"))
+    assert taken == [pytest.approx(seconds)] * measured
+    assert steps.done == 1 + measured  # the first is not counted
+
+
+class SlowSource:
+    """A source whose micro-batches take a while on a clock that they move."""
+
+    num_images = 100_000
+
+    def __init__(self, seconds):
+        self.now, self.seconds, self.closed = 0.0, seconds, False
+
+    def perf_counter(self):
+        return self.now
+
+    def micro_batches(self, share, first_step):
+        try:
+            while True:
+                self.now += self.seconds
+                yield MicroBatch(torch.zeros(share.micro_batch, 3, 1, 1), torch.zeros(share.micro_batch))
+        finally:
+            self.closed = True
+
+
+def test_a_slow_source_is_measured_for_a_bounded_time(monkeypatch):
+    source = SlowSource(30.0)
+    monkeypatch.setattr(throughput_module, "time", source)
+    loading = measure_loading(source, workers=12)
+    assert loading.images_per_second == pytest.approx(32 / 30.0)
+    assert source.now == 90.0  # the first one, one to empty the queue, one that counts
+    assert source.closed
+
+
+# --- the command ---
+
+
+def commanded(tmp_path, monkeypatch, **changes):
+    """What ``show_plan`` prints, in order, with measurements that take no time."""
+    printed = []
+    monkeypatch.setattr(plan_command.typer, "echo", lambda text, err=False: printed.append((err, text)))
+    for name, result in (("measure_training", RECORD), ("measure_loading", Loading(50.0, 2, 256))):
+
+        def measure(*args, result=result, name=name, **kwargs):
+            printed.append((None, name))
+            return result
+
+        monkeypatch.setattr(plan_command, name, measure)
+    settings = {"data": DataName("synthetic"), "micro_batch": 256, "throughput": None, "as_json": False} | changes
+    plan_command.show_plan(
+        Recipe(model="mixer_ti4_32", batch_size=64, epochs=1),
+        options=options(tmp_path, workers=settings.pop("workers", 2)),
+        **settings,
+    )
+    return printed
+
+
+def test_a_dry_run_prints_what_is_counted_before_it_measures(tmp_path, monkeypatch):
+    counted, *rest, measured = commanded(tmp_path, monkeypatch)
+    assert counted[0] is False
+    for part in ("steps an epoch", "FLOP", "GiB on each GPU"):
+        assert part in counted[1]
+    said = [text for err, text in rest if err]
+    assert [text for err, text in rest if err is None] == ["measure_training", "measure_loading"]
+    assert rest[0] == (True, said[0])
+    assert said[0].startswith("measuring training steps on ")
+    assert said[1:] == ["writing 128 made-up JPEG files ...", "measuring how fast images are read and augmented ..."]
+    assert measured[0] is False
+    assert "images/s" in measured[1]
+    assert "FLOP" not in measured[1]
+
+
+def test_json_is_all_that_a_dry_run_prints(tmp_path, monkeypatch):
+    *rest, last = commanded(tmp_path, monkeypatch, as_json=True)
+    assert [err for err, _ in rest if err is not None] == [True] * 3
+    assert last[0] is False
+    assert json.loads(last[1])["here"]["images_per_second"] == 16.0
+
+
+def test_every_reader_of_made_up_images_has_a_shard(tmp_path, monkeypatch):
+    written = []
+
+    def write(folder, *, images, classes, images_per_shard):
+        written.append((images, images_per_shard))
+        return synthetic_shards(folder, images=3, size=(8, 8), classes=classes)
+
+    monkeypatch.setattr(plan_command, "synthetic_shards", write)
+    for workers in (0, 2, 7, 64, 200):
+        commanded(tmp_path, monkeypatch, workers=workers)
+    assert written[:2] == [(128, 32), (128, 32)]
+    for (images, a_shard), workers in zip(written, (0, 2, 7, 64, 200), strict=True):
+        assert images // a_shard >= max(workers, 1)
 
 
 def write_shards(tmp_path, images=24):
@@ -429,7 +555,7 @@ def test_reading_is_measured_and_compared(tmp_path, monkeypatch, workers):
     loading = measure_loading(source, micro_batch=8, workers=workers, neighbours=True)
     assert loading.images_per_second > 0
     assert loading.images >= 4 * 8 * max(workers, 1)
-    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), measure=False, throughput=RECORD)
+    plan = make_plan(small(), RECIPE, 1000, options(tmp_path), throughput=RECORD)
     here = dataclasses.replace(RECORD, device_type="cpu", images_per_second=100.0)
     for speed, limit in ((99.0, "Reading is the limit"), (101.0, "The model is the limit")):
         loading = dataclasses.replace(loading, images_per_second=speed)

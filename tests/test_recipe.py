@@ -214,7 +214,7 @@ def test_durations_replace_each_other():
         ("lr=fast", "lr='fast': expected a value like"),
         ("epochs=2.5", "epochs='2.5'"),
         ("epochs=0", "epochs=0"),
-        ("augmentation.padd=1", "Augmentation has no field 'padd'"),
+        ("augmentation.padd=1", "no field 'augmentation.padd'"),
         ("augmentation.crop_area=1", "crop_area"),
         ("augmentation=x", "no field 'augmentation'"),
         ("schedule=step", "schedule='step'"),

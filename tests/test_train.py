@@ -1,20 +1,24 @@
 """Training runs: learning, resuming, and what a user does wrong."""
 
 import dataclasses
+import itertools
 import json
 import shutil
+import time
 
 import pytest
 import torch
+from filelock import FileLock
 from helpers import assert_same_state
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 from training import QUICK, data, options, small_model, train_only, write_data
 
 import mixerzoo
 from mixerzoo.atomic import write_atomically
 from mixerzoo.data.indexed import Chosen, IndexedSource
 from mixerzoo.distributed import World
-from mixerzoo.errors import ConfigError, DataError, TrainingError
+from mixerzoo.errors import ConfigError, DataError, StorageError, TrainingError
 from mixerzoo.inference.evaluate import evaluate_folder
 from mixerzoo.train import Data, fit, train
 from mixerzoo.train.checkpoint import TrainState, complete, newest
@@ -112,6 +116,103 @@ def test_the_newest_checkpoints_are_kept(folder, tmp_path):
 def test_evaluation_may_be_left_out(folder, tmp_path):
     assert fit(small_model(), QUICK, train_only(folder), options(tmp_path)) is None
     assert not any("top1" in line for line in lines(tmp_path))
+
+
+class Watched(Dataset):
+    """Evaluation images; before each, something happens."""
+
+    def __init__(self, inner, happens):
+        self.inner, self.happens = inner, happens
+
+    def __len__(self):
+        return len(self.inner)
+
+    def __getitem__(self, index):
+        self.happens()
+        return self.inner[index]
+
+
+def test_a_checkpoint_is_in_place_before_the_evaluation_that_follows_it_ends(folder, tmp_path):
+    """A kill during a long evaluation costs nothing."""
+    seen = []
+
+    def look():
+        deadline = time.monotonic() + 30
+        while not (found := newest(tmp_path)) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(found.run["step"] if found else None)
+
+    recipe = dataclasses.replace(QUICK, epochs=1)
+    whole = data(folder, recipe)
+    fit(small_model(recipe), recipe, Data(whole.train, Watched(whole.evaluation, look)), options(tmp_path))
+    assert seen[0] == 3
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(folder, tmp_path):
+    class StopError(Exception):
+        pass
+
+    def stop():
+        raise StopError
+
+    whole = data(folder)
+    with pytest.raises(StopError):
+        fit(small_model(), QUICK, Data(whole.train, Watched(whole.evaluation, stop)), options(tmp_path))
+    assert newest(tmp_path).run["step"] == 3
+    fit(small_model(), QUICK, whole, options(tmp_path, resume=True))
+    assert [line["step"] for line in lines(tmp_path) if "top1" in line] == [3, 6, 9]
+
+
+def test_a_second_job_is_kept_out(folder, tmp_path):
+    fit(small_model(), QUICK, train_only(folder), options(tmp_path))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    with FileLock(tmp_path / ".lock"), pytest.raises(TrainingError, match="Another job is training into"):
+        fit(small_model(), QUICK, train_only(folder), options(tmp_path, resume=True))
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_finished_model_is_not_overwritten(folder, tmp_path):
+    mixerzoo.save_model(small_model(), tmp_path / "model")
+    with pytest.raises(TrainingError, match="already holds a run"):
+        train(QUICK, folder, options(tmp_path / "model"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="is not a folder"):
+        train(QUICK, folder, options(tmp_path / "file"))
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said(folder, tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(StorageError, match=r"step-00000003 .*cannot be|step-00000003 could not be written"):
+        fit(small_model(), QUICK, train_only(folder), options(tmp_path, resume=True))
+
+
+def test_what_a_kill_left_of_old_checkpoints_goes(folder, tmp_path):
+    """Half of a removed checkpoint is neither taken for one nor kept."""
+    left = tmp_path / "checkpoints" / "step-00000001.partial"
+    left.mkdir(parents=True)
+    (left / "__0_0.distcp").write_bytes(b"half")
+    fit(small_model(), QUICK, train_only(folder), options(tmp_path, resume=True))
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000006", "step-00000009"]
+
+
+def test_a_label_beyond_the_models_classes_is_named(folder, tmp_path):
+    source = data(folder).train
+    source.data.folder.samples[5] = (source.data.folder.samples[5][0], 7)
+    with pytest.raises(DataError, match=r"has a label 7, and the model has classes 0 to 1"):
+        fit(small_model(), QUICK, Data(source), options(tmp_path))
+
+
+def test_data_that_ends_is_said(folder, tmp_path):
+    source = data(folder).train
+
+    class Ends:
+        num_images, classes, describe = source.num_images, source.classes, source.describe
+
+        def micro_batches(self, share, first_step):
+            return itertools.islice(source.micro_batches(share, first_step), 4)
+
+    with pytest.raises(DataError, match="ended before step 4"):
+        fit(small_model(), QUICK, Data(Ends()), options(tmp_path))
 
 
 def test_an_existing_run_is_not_overwritten(folder, tmp_path):
@@ -233,6 +334,9 @@ def test_a_few_unreadable_images_are_skipped_and_many_stop_the_run(tmp_path):
         assert "1 of 24 training samples are unusable, more than max_corrupt=0.01" in str(caught.value)
         assert str(bad) in str(caught.value)
         assert "\n" not in str(caught.value)
+        assert "(not an image" in str(caught.value)
+    more = dataclasses.replace(tolerant, max_corrupt=0.5)  # may be raised when going on
+    fit(small_model(), more, data(root, more), options(tmp_path / "run0", resume=True))
     (root / "test" / "red" / "3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"test/red/3.png: not an image"):
         fit(small_model(), tolerant, data(root, tolerant), options(tmp_path / "test"))

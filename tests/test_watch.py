@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from training import DATA_CONFIG, QUICK, small_model, write_data
 
+from mixerzoo import save_model
 from mixerzoo.distributed import World
 from mixerzoo.errors import ConfigError, DataError, StorageError
 from mixerzoo.train import watch as watch_module
-from mixerzoo.train.card import CARD_FILE, command_line, write_card
+from mixerzoo.train.card import CARD_FILE, command_line, evaluated_images, model_card_entries, write_card
 from mixerzoo.train.curves import check_drawing, draw_curves
+from mixerzoo.train.data import Data, DataName, open_data
+from mixerzoo.train.machine import device_name
 from mixerzoo.train.recipe import Recipe, get_recipe, list_recipes
 from mixerzoo.train.watch import LOG_FILE, Watch
 
@@ -106,6 +110,41 @@ def test_images_per_second_are_those_of_the_job_without_pauses(tmp_path, clock):
             clock.now += 77.0
     watch.close()
     assert [(line["images_per_second"], line["seconds"]) for line in lines_of(tmp_path)] == [(16.0, 2.0)] * 2
+
+
+def test_nested_pauses_count_once(tmp_path, clock):
+    watch = make(tmp_path)
+    for step in range(4):
+        clock.now += 0.5
+        with watch.paused():
+            clock.now += 5.0
+            with watch.paused("evaluating"):
+                clock.now += 77.0
+        watch.step(step, 1.0, 0.1)
+    watch.close()
+    assert [line["seconds"] for line in lines_of(tmp_path)] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("total", "lines"), [(1, 1), (5, 5), (15, 15), (199, 199), (200, 100), (1000, 100), (5000, 100), (10_000, 200)]
+)
+def test_short_runs_have_a_line_more_often(tmp_path, total, lines):
+    watch = make(tmp_path, total_steps=total, steps_per_epoch=0, every=0)
+    assert sum(map(watch.is_due, range(total))) == lines
+    assert watch.is_due(total - 1)
+
+
+def test_files_are_made_when_there_is_something_to_write(tmp_path):
+    watch = make(tmp_path / "out", tensorboard=True)
+    run(watch, 0, 3)
+    watch.close()
+    assert list(tmp_path.iterdir()) == []
+    watch = make(tmp_path / "out", tensorboard=True)
+    run(watch, 0, 4)
+    watch.close()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [LOG_FILE, "tensorboard"]
+    make(tmp_path / "out").close()  # all lines are of steps that will be done again
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["tensorboard"]
 
 
 def test_steps_without_epochs(tmp_path):
@@ -286,10 +325,42 @@ def test_a_terminal_shows_one_bar_for_the_whole_run(tmp_path, monkeypatch):
     assert "s/step" in last or float(last.split("step/s")[0].split()[-1].strip("[<,")) <= 5.0, last
 
 
-def test_a_log_that_cannot_be_written(tmp_path):
+def test_the_bar_says_what_is_done_during_a_pause(tmp_path, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "200")
+    watch = make(tmp_path, every=1, progress=True)
+    watch.step(0, torch.tensor(2.5), 0.001)
+    with watch.paused():
+        assert "saving" not in terminal.text
+        with watch.paused("saving a checkpoint"):
+            assert "saving a checkpoint" in last_shown(terminal)
+        with watch.paused("evaluating"):
+            shown = last_shown(terminal)
+            assert "evaluating" in shown
+            assert "1/23" in shown
+            watch.evaluated(1, {"top1": 0.5})
+            assert "evaluating" in last_shown(terminal)  # still there under the result
+        shown = last_shown(terminal)
+        assert "loss 2.5" in shown
+        assert "evaluating" not in shown
+    watch.close()
+
+
+def last_shown(terminal):
+    return terminal.text.replace("\r", "\n").rstrip().splitlines()[-1]
+
+
+def test_a_log_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "out").write_text("a file")
-    with pytest.raises(StorageError, match="out"):
-        make(tmp_path / "out")
+    for place in ("out", "out/deep/er"):
+        with pytest.raises(StorageError, match="out is no folder"):
+            make(tmp_path / place)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    with pytest.raises(StorageError, match="nothing can be written in"):
+        make(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    make(tmp_path / "new", world=World(rank=1, size=2)).close()
 
 
 # --- curves ---
@@ -344,6 +415,34 @@ def test_curves_of_a_single_line_and_of_none(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+GREY = (0x5B, 0x67, 0x70)
+
+
+@pytest.mark.parametrize(("steps", "per_epoch"), [(1, 1), (1, 0), (5, 5), (5, 2), (15, 3)])
+def test_short_runs_have_curves(tmp_path, steps, per_epoch):
+    watch = make(tmp_path, total_steps=steps, steps_per_epoch=per_epoch, every=0)
+    run(watch, 0, steps)
+    draw_curves(tmp_path / LOG_FILE, tmp_path / "loss.png")
+    watch.evaluated(steps, {"top1": 0.5})
+    watch.close()
+    draw_curves(tmp_path / LOG_FILE, tmp_path / "both.png")
+    for name in ("loss.png", "both.png"):
+        assert count_inside(tmp_path / name, BLUE, 0.08, 0.7) >= 20 * steps
+        assert count_inside(tmp_path / name, GREY, 0.75, 0.93) >= 10 * steps
+    marks = [count_inside(tmp_path / name, ORANGE, 0.08, 0.7, right=0.925) for name in ("loss.png", "both.png")]
+    assert marks[0] == 0
+    assert marks[1] >= 20
+
+
+def count_inside(path, colour, top, bottom, right=1.0):
+    """Pixels of a colour in a part of the picture: between labels, under the title; fractions, from above and left."""
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    height, width = pixels.shape[:2]
+    inside = pixels[int(top * height) : int(bottom * height), int(0.1 * width) : int(right * width)]
+    return (np.abs(inside - colour).max(-1) <= 30).sum()
+
+
 def test_drawing_leaves_matplotlib_as_it_is(tmp_path):
     code = f"""
 import sys
@@ -386,11 +485,93 @@ def test_the_card_says_what_was_done(tmp_path):
     assert content["metrics"] == {"top1": 0.87654321, "top5": 0.99}
     assert content["versions"]["torch"] == torch.__version__
     assert {"python", "timm", "mixerzoo"} <= content["versions"].keys()
-    for part in ("87.65 %", "| lr | 0.25 |", "50,000", "100: c0, c1", "123,456", "1 h 06 min", torch.__version__):
+    for part in ("87.65 %", "| lr | 0.25 |", "100: c0, c1", "1 h 06 min", torch.__version__):
         assert part in text, part
     fields = json.loads(text.split("```json")[1].split("```")[0])
     assert fields == content["recipe"]
     assert fields.keys() == {field.name for field in dataclasses.fields(Recipe)}
+
+
+def test_the_card_reads_well(tmp_path):
+    details = {
+        "device": "cpu", "world_size": 2, "sharded": False, "amp": True, "compiled": False, "images_seen": 123_456,
+        "seconds": 75.4, "other_thing": 1.5,
+    }  # fmt: skip
+    text, content = write(tmp_path, Recipe(), "of my own", run=details, evaluated_on="240 images of the test split")
+    assert content["run"] == details  # programs read the plain names
+    assert content["evaluated_on"] == "240 images of the test split"
+    rows = text.splitlines()
+    for row in (
+        "| after the last step | of 240 images of the test split |",
+        "| data set | cifar10 |",
+        "| training images | 50,000 |",
+        "| processes | 2 |",
+        "| sharded over the processes | no |",
+        "| bfloat16 autocast | yes |",
+        "| torch.compile | no |",
+        "| images seen | 123,456 |",
+        "| training time, without evaluations | 1 min 15 s |",
+        "| other thing | 1.5 |",
+    ):
+        assert row in rows, row
+    for name in ("num_images", "world_size", "images_seen", "other_thing", "True", "False"):
+        assert name not in text.replace(json.dumps(content["recipe"], indent=2), "")
+    text, _ = write(tmp_path, Recipe(), "", metrics={})
+    assert text.startswith("# Training card: mixer_b16\n\n## Result\n\nNothing was evaluated.\n")
+    assert "A recipe of its own." in text
+    assert "``" not in text.replace("```", "")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.0, "0 s"), (3.21, "3.2 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.4, "59 min 59 s"),
+     (3599.6, "1 h 00 min"), (90_000.0, "25 h 00 min"), (3_600_000.0, "1,000 h 00 min")],
+)  # fmt: skip
+def test_durations(tmp_path, seconds, words):
+    text, _ = write(tmp_path, Recipe(), "x", run={"seconds": seconds})
+    assert f"evaluations | {words} |" in text
+
+
+def test_the_images_that_a_run_is_judged_by(tmp_path):
+    folder = write_data(tmp_path / "two")
+    name, opened = DataName(str(folder)), open_data(folder, QUICK, DATA_CONFIG)
+    assert evaluated_images(12, QUICK, name, opened) == "12 images of the test split"
+    (folder / "test").rename(folder / "val")
+    assert evaluated_images(1, QUICK, name, open_data(folder, QUICK, DATA_CONFIG)) == "1 image of the val split"
+    held = dataclasses.replace(QUICK, holdout=0.25)
+    opened = open_data(folder, held, DATA_CONFIG)
+    assert evaluated_images(6000, held, name, opened) == "6,000 images held out of the training split"
+    other = DataName(str(folder), str(tmp_path / "elsewhere"))
+    assert evaluated_images(12, QUICK, other, opened) == "12 images of elsewhere"
+    assert evaluated_images(12, QUICK, DataName("x"), Data(opened.train)) == "12 images of the evaluation split"
+
+
+def test_a_trained_models_card_says_where_it_comes_from(tmp_path):
+    metrics = {"top1": 0.6916667, "top5": 0.9, "loss": 2.0, "top9": math.nan}
+    name = DataName("https://me:pass@host/data/{0..9}.tar?token=abc")
+    entries = model_card_entries(QUICK, "cifar10_scratch", name, 50_000, metrics, "240 images of the test split")
+    save_model(small_model(), tmp_path, **entries)
+    text = (tmp_path / "README.md").read_text()
+    for part in (
+        "- trained: by cifar10_scratch, see training.md",
+        "- training data: https://host/data/{0..9}.tar, 50,000 images",
+        "- started from: random weights",
+        "| top-1 | 69.17 % | 240 images of the test split; this training run |",
+        "| top-5 | 90 % |",
+    ):
+        assert part in text, part
+    for wrong in ("None known", "token=", "pass", "nan", "loss"):
+        assert wrong not in text
+    tuned = dataclasses.replace(QUICK, pretrained=True)
+    origin = model_card_entries(tuned, "", DataName("x"), 5, {}, "")["origin"]
+    assert origin["started from"] == "mixer_ti4_32"
+    assert origin["trained"].startswith("by a recipe of its own")
+
+
+def test_one_thread_is_no_threads(monkeypatch):
+    for count, words in ((1, "1 thread"), (2, "2 threads")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert device_name(torch.device("cpu")).endswith(f", {words}")
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -424,6 +605,6 @@ def test_the_command_stays_what_it_was():
 def test_a_card_with_odd_values(tmp_path):
     data = {"name": "a|b\nc", "num_images": 3, "unknown": None}
     text, content = write(tmp_path, Recipe(), "x", metrics={"loss": math.nan}, data=data)
-    assert "| name | a\\|b c |" in text
+    assert "| data set | a\\|b c |" in text
     assert "| loss | unknown |" in text
     assert content["metrics"] == {"loss": None}

@@ -64,6 +64,16 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def in_a_job() -> bool:
+    """Whether ``torchrun`` started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def is_of_another_process(error: BaseException) -> bool:
+    """Whether a message to or from another process of the job failed, and not this one's own work."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
+
+
 @contextmanager
 def job(device: str = "cpu", *, timeout_s: float = 1800.0) -> Iterator[World]:
     """Join the job that ``torchrun`` started, and leave it at the end; without ``torchrun`` a job of one.
@@ -75,7 +85,7 @@ def job(device: str = "cpu", *, timeout_s: float = 1800.0) -> Iterator[World]:
     Raises:
         ConfigError: There are fewer cards than local processes.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if not in_a_job():
         yield World(device=torch.device(device))
         return
     local = int(os.environ["LOCAL_RANK"])

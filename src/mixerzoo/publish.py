@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from mixerzoo.weights.official import entry_folder, official_weights, read_recor
 from mixerzoo.weights.save import save_folder
 from mixerzoo.weights.sizes import variant_of
 from mixerzoo.weights.upload import check_repo_id, hub_address, upload_folder, uploaded_sha256
-from mixerzoo.zoo import VARIANTS, WEIGHTS, WeightTag
+from mixerzoo.zoo import VARIANTS, WEIGHTS, Score, WeightTag
 
 
 def save_model(
@@ -29,6 +29,8 @@ def save_model(
     label_names: Sequence[str] | None = None,
     preprocessing: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    origin: Mapping[str, Any] | None = None,
+    scores: Sequence[Score] = (),
 ) -> None:
     """Save a model as a folder: ``config.json``, ``model.safetensors`` and, unless there is one, a model card.
 
@@ -42,13 +44,23 @@ def save_model(
         preprocessing: Entries of timm's data config (``mean``, ``std``, ``interpolation``, ``crop_pct``, ``crop_mode``)
             that replace the model's own.
         dtype: Type of the stored tensors; None keeps the model's.
+        origin: For a new model card: where the weights come from, one line an entry.
+        scores: For a new model card: how good the model is, see :class:`mixerzoo.zoo.Score`.
 
     Raises:
         ConfigError: ``model`` is no whole Mixer (a feature extractor or a pruned model, for instance), ``label_names``
             are not one text a class, or ``preprocessing`` has unknown or unusable entries.
         StorageError: The files cannot be stored.
     """
-    _save(model, Path(folder), label_names=label_names, preprocessing=preprocessing, dtype=dtype)
+    _save(
+        model,
+        Path(folder),
+        label_names=label_names,
+        preprocessing=preprocessing,
+        dtype=dtype,
+        origin=origin,
+        scores=scores,
+    )
 
 
 def _save(
@@ -58,6 +70,8 @@ def _save(
     label_names: Sequence[str] | None,
     preprocessing: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
+    origin: Mapping[str, Any] | None = None,
+    scores: Sequence[Score] = (),
     load_name: str | None = None,
 ) -> None:
     if not isinstance(model, Mixer):
@@ -84,6 +98,8 @@ def _save(
         variant=base if base in VARIANTS else "mixer_b16",  # of sizes of one's own every field is stored
         preprocessing=known | (preprocessing or {}),
         label_names=label_names,
+        origin=origin,
+        scores=scores,
         load_name=load_name,
     )
 

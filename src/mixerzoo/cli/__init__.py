@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from typing import Annotated
 
 import typer
+from torch.distributed.elastic.multiprocessing.errors import record
 
 from mixerzoo import __version__
 from mixerzoo.cli import bench, evaluate, models, predict, train, weights
+from mixerzoo.distributed import in_a_job, is_first_process, is_of_another_process
 from mixerzoo.errors import MixerzooError
 
 app = typer.Typer(
@@ -50,11 +53,19 @@ def main() -> None:
     """Run the command line; an error of ours is one line on standard error and exit status 1."""
     warnings.filterwarnings("ignore", module="PIL")  # odd metadata in image files is not the user's business
     warnings.showwarning = lambda message, *_: typer.echo(f"note: {message}", err=True)
+    run = record(app) if in_a_job() else app  # record: torchrun's report names the cause
     try:
-        app()
-    except MixerzooError as error:
-        typer.echo(f"error: {error}", err=True)
+        run()
+    except (MixerzooError, OSError) as error:  # OSError: a full disk, a missing permission
+        typer.echo(f"error: {_who()}{error}", err=True)
         sys.exit(1)
-    except OSError as error:  # a full disk, a missing permission
-        typer.echo(f"error: {error}", err=True)
+    except RuntimeError as error:
+        if not is_of_another_process(error):
+            raise
+        typer.echo(f"error: {_who()}another process of the job failed; its own message says why.", err=True)
         sys.exit(1)
+
+
+def _who() -> str:
+    """Which process speaks, for all but the first."""
+    return "" if is_first_process() else f"process {os.environ['RANK']}: "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from mixerzoo.errors import ConfigError
@@ -15,7 +17,8 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        index = int(os.environ.get("LOCAL_RANK", 0)) if device.type == "cuda" and device.index is None else device.index
+        torch.empty(1, device=torch.device(device.type, index))  # under torchrun, each process touches its own card
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name} cannot be used ({reason}): try --device cpu.") from None

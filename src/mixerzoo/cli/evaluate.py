@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,12 @@ from torch import nn
 
 from mixerzoo import engine, factory
 from mixerzoo.cli.device import usable_device
-from mixerzoo.distributed import job
-from mixerzoo.errors import ConfigError, MixerzooError
+from mixerzoo.data.naming import kind_of
+from mixerzoo.distributed import is_first_process, job
+from mixerzoo.errors import ConfigError
 from mixerzoo.inference.confusion_picture import check_drawable, draw_confusion
-from mixerzoo.inference.evaluate import Evaluation, evaluate_folder
+from mixerzoo.inference.eval_data import eval_splits
+from mixerzoo.inference.evaluate import Evaluation, evaluate_data, evaluate_folder
 from mixerzoo.inference.evaluation_report import (
     class_table,
     confusion_matrix,
@@ -28,16 +31,18 @@ from mixerzoo.inference.evaluation_report import (
 from mixerzoo.inference.few_shot import FewShot, evaluate_few_shot
 from mixerzoo.inference.multi_label import MultiLabel, evaluate_multi_label
 from mixerzoo.inference.paper_table import paper_table
-from mixerzoo.inference.scoring import NOT_FINITE, EvalOptions
+from mixerzoo.inference.scoring import NOT_FINITE, EvalOptions, agreed
 
 
 @dataclasses.dataclass(frozen=True)
 class _Request:
     """The options of the command that say what to evaluate and to show."""
 
-    data: tuple[Path, ...]
+    data: tuple[str, ...]
     model: str | None
     split: str | None
+    image_column: str | None
+    label_column: str | None
     real: bool
     classes: str | None
     few_shot: tuple[int, ...]
@@ -56,13 +61,18 @@ class _Request:
 
 def evaluate_command(
     data: Annotated[
-        list[Path] | None,
-        typer.Option(help="Folder with test/<class>/*.jpg (or val), or with the class folders themselves."),
+        list[str] | None,
+        typer.Option(
+            help="Folder with test/<class>/*.jpg (or val), or with the class folders themselves; tar shards, such as a "
+            "folder of them or x-{0..3}.tar; hf:owner/name of the Hugging Face Hub, or hf: and a local folder."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="A name that create_model knows, for instance local-dir:runs/1.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Name of the split.  [default: test, val or validation]")] = None,
+    image_column: Annotated[str | None, typer.Option(help="Of hf: data with several columns of images.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Of hf: data whose class indices are plain numbers.")] = None,
     real: Annotated[bool, typer.Option("--real", help="Score ImageNet's validation set by ReaL labels too.")] = False,
     classes: Annotated[
         Literal["all", "data"] | None,
@@ -101,7 +111,7 @@ def evaluate_command(
 ) -> None:
     """Measure how good a model is on labelled images; with torchrun, on several GPUs or machines."""
     request = _Request(
-        tuple(data or ()), model, split, real, classes, tuple(few_shot or ()), l2, seeds, multi_label, per_class,
+        tuple(data or ()), model, split, image_column, label_column, real, classes, tuple(few_shot or ()), l2, seeds, multi_label, per_class,
         confusion, csv, json_output, optimize, quantize, table, download,
     )  # fmt: skip
     _check(request, amp)
@@ -151,26 +161,52 @@ def _check(request: _Request, amp: bool) -> None:
         raise ConfigError("--amp is for a model as it is; an optimized one computes in bfloat16 anyway.")
     if request.table is None and (len(request.data) != 1 or request.model is None):
         raise ConfigError("Say what to evaluate: --model NAME and one --data FOLDER (several with --table paper only).")
+    _check_data(request)
     if request.confusion is not None:
         check_drawable()
-    for path in (request.confusion, request.csv):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.absolute().parent} to write it into.")
+    if is_first_process():  # which writes
+        _check_target("--confusion", request.confusion, ".png")
+        _check_target("--csv", request.csv, ".csv")
+
+
+def _check_data(request: _Request) -> None:
+    """Only plain evaluation takes more than image folders."""
+    asked = {
+        "--table": request.table is not None,
+        "--few-shot": bool(request.few_shot),
+        "--multi-label": request.multi_label,
+        "--real": request.real,
+    }
+    of_folders = next((name for name, given in asked.items() if given), None)
+    for where in request.data if of_folders else ():
+        if kind_of(where, eval_splits(request.split)) != "folder":
+            raise ConfigError(f"{of_folders} takes image folders only, and {where} is none.")
+    if of_folders and (request.image_column or request.label_column):
+        raise ConfigError(f"{of_folders} takes image folders only, which have no columns.")
+
+
+def _check_target(option: str, path: Path | None, suffix: str) -> None:
+    """Find out before the work whether a file can be written after it."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise ConfigError(f"{option} {path} is a folder: name a file in it, ending in {suffix}.")
+    if path.suffix.lower() != suffix:
+        raise ConfigError(f"{option} {path} must end in {suffix}, which is what it will be.")
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{option} {path}: there is no folder {folder} to write it into.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{option} {path} cannot be written ({error.strerror or error}).") from None
 
 
 def _load(request: _Request, options: EvalOptions) -> nn.Module:
-    """The model on every process; the first one fetches what has to be fetched, or says alone why it cannot be had."""
+    """The model on every process; the first one fetches what has to be fetched."""
     world, name = options.world, str(request.model)
-    model: nn.Module | None = None
-    failure: MixerzooError | None = None
-    if world.is_first:
-        try:
-            model = factory.create_model(name, pretrained=True)
-        except MixerzooError as error:
-            failure = error
-    if any(world.gather(failure is not None)):
-        raise failure or typer.Exit(1)
-    model = (model or factory.create_model(name, pretrained=True)).to(world.device)
+    model = agreed(world, lambda: factory.create_model(name, pretrained=True).to(world.device), first_alone=True)
     if not request.optimize and request.quantize is None:
         return model
     fast = engine.optimize(model, quantize=request.quantize, max_batch_size=options.batch_size)
@@ -193,17 +229,25 @@ def _evaluate(request: _Request, model: nn.Module, options: EvalOptions) -> None
         if world.is_first:
             _show_multi_label(request, precision)
     else:
-        restrict = None if request.classes is None else request.classes == "data"
-        found = evaluate_folder(model, data, split=request.split, real=request.real, restrict=restrict, options=options)
+        found = _accuracy(request, model, options)
         if world.is_first:
             _show(request, found)
 
 
+def _accuracy(request: _Request, model: nn.Module, options: EvalOptions) -> Evaluation:
+    data, split = request.data[0], request.split
+    restrict = None if request.classes is None else request.classes == "data"
+    if request.real:
+        return evaluate_folder(model, data, split=split, real=True, restrict=restrict, options=options)
+    return evaluate_data(
+        model, data, split=split, image_column=request.image_column, label_column=request.label_column,
+        restrict=restrict, options=options,
+    )  # fmt: skip
+
+
 def _show(request: _Request, found: Evaluation) -> None:
     accuracy, compared = found.accuracy, len(found.mask.compared())
-    lines = [
-        f"top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % of {accuracy.num_images} images",
-    ]
+    lines = [accuracy.in_words(compared)]
     if found.real is not None:
         lines.append(f"ReaL top-1 {100 * found.real.top1:.2f} % of {found.real.num_images} images with ReaL labels")
     notes = []
@@ -224,15 +268,15 @@ def _show(request: _Request, found: Evaluation) -> None:
     if request.per_class:
         lines += ["", class_table(results)]
         content["classes"] = [dataclasses.asdict(result) for result in results]
+    _say(request, "\n".join(lines), content, notes)
     if request.csv is not None:
         write_class_csv(results, request.csv)
-        notes.append(f"classes in {request.csv}")
+        _note(f"classes in {request.csv}")
     if request.confusion is not None:
         names = [found.mask.titles[output] for output in found.mask.outputs]
         title = f"{request.model}: top-1 {100 * accuracy.top1:.2f} % of {accuracy.num_images} images"
         draw_confusion(confusion_matrix(found), names, title, request.confusion)
-        notes.append(f"confusion matrix in {request.confusion}")
-    _say(request, "\n".join(lines), content, notes)
+        _note(f"confusion matrix in {request.confusion}")
 
 
 def _show_few_shot(request: _Request, found: FewShot) -> None:
@@ -259,18 +303,22 @@ def _show_multi_label(request: _Request, found: MultiLabel) -> None:
         notes.append(f"{len(found.classes) - counted} classes have no image and are left out of the macro average")
     if request.per_class:
         lines += ["", multi_label_table(found)]
+    _say(request, "\n".join(lines), dataclasses.asdict(found), notes)
     if request.csv is not None:
         write_multi_label_csv(found, request.csv)
-        notes.append(f"classes in {request.csv}")
-    _say(request, "\n".join(lines), dataclasses.asdict(found), notes)
+        _note(f"classes in {request.csv}")
 
 
 def _say(request: _Request, text: str, content: dict[str, Any], notes: list[str] | tuple[str, ...]) -> None:
     """The result on standard output, remarks on standard error."""
     if request.json:
-        about = {"model": request.model, "data": [str(path) for path in request.data], "split": request.split}
+        about = {"model": request.model, "data": list(request.data), "split": request.split}
         typer.echo(json.dumps(about | content, ensure_ascii=False))
     else:
         typer.echo(text)
     for note in notes:
-        typer.echo(f"note: {note}", err=True)
+        _note(note)
+
+
+def _note(text: str) -> None:
+    typer.echo(f"note: {text}", err=True)

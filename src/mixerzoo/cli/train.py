@@ -12,10 +12,13 @@ from mixerzoo.cli.device import usable_device
 from mixerzoo.cli.plan import show_plan
 from mixerzoo.distributed import is_first_process
 from mixerzoo.errors import ConfigError
+from mixerzoo.train.checkpoint import newest
 from mixerzoo.train.data import DataName
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.recipe import get_recipe
 from mixerzoo.train.run import train
+
+_INTERRUPTED = 130  # what shells report for Ctrl-C
 
 
 def train_command(
@@ -45,6 +48,8 @@ def train_command(
     evaluate_every: Annotated[int, typer.Option(min=1, help="Epochs between evaluations.")] = 1,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's event files.")] = False,
     eval_data: Annotated[str, typer.Option(help="Where to evaluate, if not on the split beside the first.")] = "",
+    image_column: Annotated[str, typer.Option(help="Of hf: data with several columns of images.")] = "",
+    label_column: Annotated[str, typer.Option(help="Of hf: data whose class indices are plain numbers.")] = "",
     streaming: Annotated[bool, typer.Option("--streaming", help="Read hf: data as it comes.")] = False,
     num_classes: Annotated[int, typer.Option(min=0, help="Of data that has no names for its classes.")] = 0,
     dry_run: Annotated[
@@ -64,7 +69,7 @@ def train_command(
     chosen = get_recipe(recipe).override(set_ or [])
     if out is None and not dry_run:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
-    name = DataName(data, eval_data, streaming, num_classes, num_images)
+    name = DataName(data, eval_data, streaming, num_classes, num_images, image_column, label_column)
     options = RunOptions(
         out or Path(),
         device=str(usable_device(device)),
@@ -92,7 +97,13 @@ def train_command(
             as_json=json_output,
         )
         return
-    accuracy = train(chosen, name, options, recipe_name=recipe)
+    try:
+        accuracy = train(chosen, name, options, recipe_name=recipe)
+    except KeyboardInterrupt:
+        last = newest(options.out_dir)
+        where = f"from step {last.run['step']}" if last else "from the beginning: no checkpoint was written yet"
+        typer.echo(f"stopped; the same command with --resume goes on {where}.", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
     if is_first_process():
         if accuracy is not None:
             typer.echo(

@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mixerzoo.data.images import IMAGE_SUFFIXES, load_image
-from mixerzoo.errors import DataError, ImageError
+from mixerzoo.errors import DataError, ImageError, listed
 
 _T = TypeVar("_T")
 
@@ -18,10 +18,14 @@ TRAIN_SPLITS = ("train",)
 EVAL_SPLITS = ("test", "val", "validation")
 
 
+class NoSplitFolderError(DataError):
+    """A folder that has none of the splits asked for."""
+
+
 def open_folder(
     root: str | Path,
     splits: tuple[str, ...],
-    transform: Callable[[Image.Image], Any],
+    transform: Callable[[Image.Image], Any] | None = None,
     classes: list[str] | None = None,
 ) -> ImageFolder:
     """Open the first of ``splits`` that exists below ``root`` as a dataset of (transformed image, class index).
@@ -29,16 +33,18 @@ def open_folder(
     Args:
         root: Folder that holds one folder a split.
         splits: Split names in order of preference, such as :data:`EVAL_SPLITS`.
-        transform: Applied to each RGB image.
+        transform: Applied to each RGB image; None leaves them as they are.
         classes: Expected class folders in label order; None takes what is there, sorted.
 
     Raises:
         DataError: The folder or every split is missing, there are no images, or the classes are others than expected.
     """
     root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
     folder = next((root / split for split in splits if (root / split).is_dir()), None)
     if folder is None:
-        raise DataError(
+        raise NoSplitFolderError(
             f"{root} has no folder named {' or '.join(splits)}: expected images at {root}/{splits[0]}/<class>/*.jpg."
         )
     try:
@@ -48,14 +54,21 @@ def open_folder(
             loader=load_image,
             is_valid_file=lambda name: Path(name).suffix.lower() in IMAGE_SUFFIXES,
         )
-    except FileNotFoundError as error:
-        raise DataError(f"{folder} has no images, or a class folder without any ({error}).") from None
-    if classes is not None and dataset.classes != classes:
+    except FileNotFoundError:
+        empty = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not _has_images(path)]
+        if not empty:
+            raise DataError(f"{folder} has no class folders: expected images at {folder}/<class>/*.jpg.") from None
         raise DataError(
-            f"The class folders in {folder} are {_some(dataset.classes)}, but {_some(classes)} were expected: the "
-            "model's outputs and the data's classes must agree."
-        )
+            f"{folder} has class folders without images ({listed(empty)}): remove them, or add images."
+        ) from None
+    if classes is not None and dataset.classes != classes:
+        difference = _difference(dataset.classes, classes)
+        raise DataError(f"The class folders in {folder} are not those expected: {difference}.")
     return dataset
+
+
+def _has_images(folder: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
 
 
 def in_one_line(batches: Iterable[_T]) -> Generator[_T]:
@@ -72,6 +85,9 @@ def in_one_line(batches: Iterable[_T]) -> Generator[_T]:
         raise DataError(f"{reason} Remove or replace the file." if kind is ImageError else reason) from None
 
 
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:12])
-    return f"[{shown}{', ...' if len(names) > 12 else ''}] ({len(names)})"
+def _difference(names: list[str], expected: list[str]) -> str:
+    missing, more = set(expected) - set(names), set(names) - set(expected)
+    if not missing and not more:
+        return "the order differs"
+    parts = [(missing, "missing"), (more, "not expected")]
+    return ", ".join(f"{listed(some)} {'is' if len(some) == 1 else 'are'} {what}" for some, what in parts if some)

@@ -26,10 +26,20 @@ _FILE_SYSTEMS = frozenset({"file", "hf", "http", "https", "tar", "zip"})
 """Where a row may say that its image lies, beside plain paths."""
 
 
+class NoSplitError(DataError):
+    """A data set that is there and has no split of that name."""
+
+
 class _Columns(NamedTuple):
     image: str
     label: str
     classes: list[str] | None
+
+
+class _Row(NamedTuple):
+    file: int
+    number: int  # within the file
+    values: dict[str, Any]
 
 
 class HubImages:
@@ -130,7 +140,7 @@ class HubStreamSource:
                 yield self._pack(row, (epoch, reader.index, place))
             epoch, skip = epoch + 1, 0
 
-    def _arrivals(self, reader: Reader, epoch: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _arrivals(self, reader: Reader, epoch: int) -> Iterator[tuple[int, _Row]]:
         """The numbered rows of one reader's epoch, images as bytes; they begin anew when they end."""
         count = 0
         while True:
@@ -146,7 +156,7 @@ class HubStreamSource:
                     f"{self._name} has no rows for reader {reader.index + 1} of {reader.of}: use fewer workers."
                 )
 
-    def _rows_of(self, reader: Reader, epoch: int) -> Iterator[dict[str, Any]]:
+    def _rows_of(self, reader: Reader, epoch: int) -> Iterator[_Row]:
         files = self._rows.num_shards
         order = epoch_order(reader.seed, epoch, files).tolist()
         # With one file each, what is left out of a long file would be the same rows in every epoch.
@@ -154,18 +164,18 @@ class HubStreamSource:
         rows = self._rows_in(order[reader.index :: reader.of] if alone else order)
         return rows if alone else itertools.islice(rows, (reader.index + epoch) % reader.of, None, reader.of)
 
-    def _rows_in(self, files: list[int]) -> Iterator[dict[str, Any]]:
+    def _rows_in(self, files: list[int]) -> Iterator[_Row]:
         for file in files:
             only = self._rows.shard(num_shards=self._rows.num_shards, index=file)
-            for batch in only.iter(batch_size=1):  # iter(only) would divide the rows among the loader's workers again
-                yield {column: values[0] for column, values in batch.items()}
+            rows = only.iter(batch_size=1)  # iter(only) would divide the rows among the loader's workers again
+            for number, batch in enumerate(rows):
+                yield _Row(file, number, {column: values[0] for column, values in batch.items()})
 
-    def _pack(self, row: dict[str, Any], place: tuple[int, ...]) -> Packed:
-        label, fault = _label(row[self._columns.label], self.classes)
-        cell = row[self._columns.image]
+    def _pack(self, row: _Row, place: tuple[int, ...]) -> Packed:
+        label, fault = _label(row.values[self._columns.label], self.classes)
+        cell = row.values[self._columns.image]
         path = cell.get("path") if isinstance(cell, dict) else None
-        epoch, reader, number = place
-        name = f"{self._name}: {path or f'row {number} of reader {reader} in epoch {epoch}'}"
+        name = f"{self._name}: row {row.number} of file {row.file}{f' ({path})' if path else ''}"
         if fault:
             return Packed(name, place, fault=fault)
         try:
@@ -278,7 +288,7 @@ def _explained(error: Exception, name: str, split: str) -> DataError:
     text = _one_line(error)
     there = re.search(r"(?:Should be one of|Available splits:) \[(.*?)\]", text)
     if there:
-        return DataError(f"{name} has no split {split!r}: it has {there[1]}.")
+        return NoSplitError(f"{name} has no split {split!r}: it has {there[1]}.")
     if isinstance(error, datasets.exceptions.DatasetNotFoundError):
         return DataError(f"There is no data set {name!r} on the Hub, or it needs a login (hf auth login).")
     if isinstance(error, ConnectionError) or "offline" in text.lower():

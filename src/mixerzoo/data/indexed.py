@@ -213,7 +213,7 @@ class _Samples(Dataset[_Sample]):
                 image, label = self.data.read(place)
             except ImageError as error:
                 name = self.data.name(place)
-                faults.append(Fault(name, str(error).removeprefix(f"{name}: ")))
+                faults.append(Fault(name, str(error).removeprefix(f"{name}: ").removesuffix(".")))
                 continue
             with seeded(self.seed, epoch, place):
                 return self.transform(image), label, tuple(faults)

@@ -118,7 +118,7 @@ class Source(Protocol):
 
 
 def seed_of(*parts: int) -> int:
-    """A 63-bit seed that depends on every part, for instance seed, epoch and index."""
+    """A 63-bit seed that depends on every part (but for zeros at the end), for instance seed, epoch and index."""
     high, low = np.random.SeedSequence([part % 2**64 for part in parts]).generate_state(2)
     return (int(high) << 31) ^ int(low)
 

@@ -16,11 +16,13 @@ import torch
 from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from mixerzoo.errors import DataError, LabelsUnknownError, listed
+from mixerzoo.errors import ConfigError, DataError, LabelsUnknownError, listed
 from mixerzoo.label_names import labels
 
 LABEL_SETS: Mapping[int, str] = {1000: "imagenet-1k", 11221: "imagenet-21k-miil", 21843: "imagenet-21k-goog"}
 """ImageNet label sets by their number of classes, as timm tells them apart."""
+
+_FEW = 0.05  # share of names that may differ from the outputs' in the same order
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ def class_mask(model: nn.Module, classes: Sequence[str], *, restrict: bool | Non
     """Find the outputs that belong to the classes of a dataset.
 
     Tried in this order: the model's own class names; synsets, where the outputs are an ImageNet label set (known from
-    the names, or from the number of outputs if there are none); numbers of outputs; and for a model without class
-    names, the sorted order if there are as many.
+    the names, or from the number of outputs if there are none); numbers of outputs; for ImageNet's outputs as many
+    names of which at least 95 % are those of the same output (of two cranes, some lists call one otherwise); and for a
+    model without class names, the order of the data's classes if there are as many.
 
     Args:
         model: A classifier.
@@ -78,9 +81,7 @@ def class_mask(model: nn.Module, classes: Sequence[str], *, restrict: bool | Non
     Raises:
         DataError: A class is none of the model's.
     """
-    count = int(getattr(model, "num_classes", 0))
-    if count < 1:
-        raise DataError("The model has no classification head, so there are no classes to compare (num_classes=0).")
+    count = _count(model)
     names, label_set = _own_names(model), _label_set(model)
     ways: list[tuple[str, dict[str, int]]] = []
     if names:
@@ -88,15 +89,31 @@ def class_mask(model: nn.Module, classes: Sequence[str], *, restrict: bool | Non
         ways.append(("matched by name", {name: i for i, name in enumerate(names) if uses[name] == 1}))
     if label_set:
         ways.append(("matched by synset", {name: i for i, name in enumerate(synsets(label_set))}))
-    ways.append(("folder names are the numbers of the outputs", {str(i): i for i in range(count)}))
-    if not names and not label_set and len(classes) == count:
-        ways.append(("in sorted order, the model's classes have no names", {name: i for i, name in enumerate(classes)}))
+    ways.append(("class names are the numbers of the outputs", {str(i): i for i in range(count)}))
     how, known = next(((how, known) for how, known in ways if known.keys() >= set(classes)), ("", {}))
-    if not known:
-        raise DataError(_unknown(classes, [known for _, known in ways], names or (), count))
+    if known:
+        outputs = tuple(known[name] for name in classes)
+    else:
+        how, outputs = _in_order(classes, names, label_set), tuple(range(count))
+    if not how or len(outputs) != len(classes):
+        raise DataError(_unknown(classes, [known for _, known in ways], count))
     if restrict is None:
         restrict = set(classes) in (set(synsets("imagenet-r")), set(synsets("imagenet-a")))
-    return ClassMask(tuple(known[name] for name in classes), _titles(names, label_set, count), restrict, how)
+    return ClassMask(outputs, _titles(names, label_set, count), restrict, how)
+
+
+def numbered_mask(model: nn.Module, restrict: bool | None = None) -> ClassMask:
+    """For data without class names, whose labels are the numbers of the outputs.
+
+    Raises:
+        DataError: The model has no classes.
+        ConfigError: ``restrict``: which classes the data has is not known.
+    """
+    count = _count(model)
+    if restrict:
+        raise ConfigError("The data's classes have no names, so scores cannot be compared among them alone.")
+    titles = _titles(_own_names(model), _label_set(model), count)
+    return ClassMask(tuple(range(count)), titles, False, "labels are the numbers of the outputs")
 
 
 def imagenet_outputs(model: nn.Module) -> list[int]:
@@ -105,7 +122,30 @@ def imagenet_outputs(model: nn.Module) -> list[int]:
     Raises:
         DataError: The model lacks some of them, or its outputs are not an ImageNet label set.
     """
-    return list(class_mask(model, synsets("imagenet-1k")).outputs)
+    try:
+        return list(class_mask(model, synsets("imagenet-1k")).outputs)
+    except DataError:
+        label_set = _label_set(model)
+    lacking = set(synsets("imagenet-1k")) - set(synsets(label_set) if label_set else ())
+    without = f", without {listed(lacking)}" if label_set else ""
+    raise DataError(f"ReaL labels need a model with ImageNet-1k's classes; this one has {_count(model)}{without}.")
+
+
+def _count(model: nn.Module) -> int:
+    count = int(getattr(model, "num_classes", 0))
+    if count < 1:
+        raise DataError("The model has no classification head, so there are no classes to compare (num_classes=0).")
+    return count
+
+
+def _in_order(classes: Sequence[str], names: Sequence[str] | None, label_set: str | None) -> str:
+    """Why the data's classes, if there are as many, may be taken for the outputs as they come; empty: they may not."""
+    if not names and not label_set:
+        return "in order, the model's classes have no names"
+    expected = _descriptions(label_set) if label_set else []
+    differ = sum(one != other for one, other in zip(classes, expected, strict=False))
+    alike = len(classes) == len(expected) and differ <= _FEW * len(expected)
+    return f"in order, {differ} of the names differ" if alike else ""
 
 
 def _own_names(model: nn.Module) -> list[str] | None:
@@ -133,12 +173,11 @@ def _titles(names: Sequence[str] | None, label_set: str | None, count: int) -> t
     return tuple(names) if names else tuple(str(i) for i in range(count))
 
 
-def _unknown(classes: Sequence[str], ways: list[dict[str, int]], names: Sequence[str], count: int) -> str:
+def _unknown(classes: Sequence[str], ways: list[dict[str, int]], count: int) -> str:
     missing = min((sorted(set(classes) - known.keys()) for known in ways), key=len)
-    have = f" ({', '.join(names)})" if 0 < len(names) <= 12 else ""
     verb = "is" if len(missing) == 1 else "are"
     return (
-        f"{len(missing)} of the data's {len(classes)} classes {verb} none of the model's {count} classes{have}: "
-        f"{listed(missing)}. Class folders must be named as the model's classes, as ImageNet synsets (n01440764) for "
-        "an ImageNet model, or by the number of the output."
+        f"{len(missing)} of the data's {len(classes)} classes {verb} none of the model's {count} classes: "
+        f"{listed(missing)}. Classes must be named as the model's, as ImageNet synsets (n01440764) for an ImageNet "
+        "model, or by the number of the output."
     )

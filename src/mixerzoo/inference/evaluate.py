@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from mixerzoo.data.naming import kind_of
 from mixerzoo.distributed import World
-from mixerzoo.errors import DataError
-from mixerzoo.inference.class_masks import ClassMask, class_mask, imagenet_outputs
-from mixerzoo.inference.eval_folder import open_eval_folder
+from mixerzoo.errors import ConfigError
+from mixerzoo.inference.class_masks import ClassMask, class_mask, imagenet_outputs, numbered_mask
+from mixerzoo.inference.eval_data import eval_splits, open_eval_folder, open_eval_hub, open_eval_shards
 from mixerzoo.inference.real_labels import RealAccuracy, real_accuracy
-from mixerzoo.inference.scoring import EvalOptions, in_order, judge, run_over
+from mixerzoo.inference.scoring import EvalOptions, agreed, in_order, judge, run_over
+
+_FIVE = 5
 
 
 @dataclass(frozen=True)
@@ -35,15 +38,24 @@ class Accuracy:
     num_images: int
     num_invalid: int = 0
 
+    def in_words(self, num_classes: int) -> str:
+        """``"top-1 81.31 %, top-5 98.22 % of 10000 images"``; top-5 is left out where it cannot but be 100 %.
+
+        Args:
+            num_classes: Classes whose scores were compared.
+        """
+        top5 = f", top-5 {100 * self.top5:.2f} %" if num_classes > _FIVE else ""
+        return f"top-1 {100 * self.top1:.2f} %{top5} of {self.num_images} images"
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What :func:`evaluate_folder` finds; N images, of D classes.
+    """What :func:`evaluate_data` finds; N images, of D classes.
 
     Attributes:
         accuracy: Top-1 and top-5.
         real: Accuracy by the ReaL labels, if that was asked for.
-        classes: The data's class names.
+        classes: The data's class names; where it has none, the numbers of those that occur.
         mask: Which outputs they are, and what was compared.
         labels: (N,) int64, class of each image among ``classes``.
         predicted: (N,) int64, output with the highest score among those compared; -1 where a score is not finite.
@@ -117,51 +129,100 @@ def evaluate_folder(
         DataError: The split is missing or empty, an image cannot be read, or a class is not one of the model's.
         ConfigError: The model takes another number of channels than 1 or 3.
     """
-    dataset = open_eval_folder(model, data, split)
+    options = options or EvalOptions()
+    dataset = agreed(options.world, lambda: open_eval_folder(model, data, split))
     files = [name for name, _ in dataset.samples] if real else None
     return evaluate_classes(model, dataset, dataset.classes, files=files, restrict=restrict, options=options)
 
 
-def evaluate_classes(
+def evaluate_data(
     model: nn.Module,
-    data: Dataset[Any],
-    classes: Sequence[str],
+    where: str,
     *,
-    files: Sequence[str | Path] | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
     restrict: bool | None = None,
     options: EvalOptions | None = None,
 ) -> Evaluation:
-    """Evaluate a model on any dataset whose classes have names.
+    """Evaluate a model on data of any kind, with the model's own preprocessing.
 
     Args:
         model: As for :func:`evaluate_folder`.
-        data: Gives pairs of an image, preprocessed for the model, and the index of its class in ``classes``.
-        classes: Names of the classes.
-        files: Names of the images in order, to score by the ReaL labels too.
+        where: A folder as for :func:`evaluate_folder`; tar shards as for
+            :func:`mixerzoo.inference.eval_data.open_eval_shards`; a data set of the Hugging Face Hub as for
+            :func:`mixerzoo.inference.eval_data.open_eval_hub`. Where classes have no names, labels are taken for the
+            numbers of the model's outputs.
+        split: Name of the split.
+        image_column: Of a data set of the Hub.
+        label_column: Of a data set of the Hub.
         restrict: As for :func:`evaluate_folder`.
         options: How to run.
 
     Raises:
         DataError: See :func:`evaluate_folder`.
+        ConfigError: A package is missing, or what was asked for is not for data of this kind.
     """
     options = options or EvalOptions()
-    mask = class_mask(model, classes, restrict=restrict)
+    world, kind = options.world, kind_of(where, eval_splits(split))
+    if kind != "hub" and (image_column or label_column):
+        raise ConfigError(f"Columns are for hf: data, and {where} is none: leave them out.")
+    if kind == "folder":
+        return evaluate_folder(model, where, split=split, restrict=restrict, options=options)
+    if kind == "shards":
+        found = agreed(world, lambda: open_eval_shards(model, where, split, world))
+    else:
+        found = agreed(
+            world,
+            lambda: open_eval_hub(model, where, split, image_column=image_column, label_column=label_column),
+            first_alone=True,  # it downloads
+        )
+    return evaluate_classes(model, found.images, found.classes, restrict=restrict, options=options)
+
+
+def evaluate_classes(
+    model: nn.Module,
+    data: Dataset[Any],
+    classes: Sequence[str] | None,
+    *,
+    files: Sequence[str | Path] | None = None,
+    restrict: bool | None = None,
+    options: EvalOptions | None = None,
+) -> Evaluation:
+    """Evaluate a model on any dataset.
+
+    Args:
+        model: As for :func:`evaluate_folder`.
+        data: Gives pairs of an image, preprocessed for the model, and the index of its class in ``classes``.
+        classes: Names of the classes; None: labels are the numbers of the outputs.
+        files: Names of the images in order, to score by the ReaL labels too.
+        restrict: As for :func:`evaluate_folder`; not without names.
+        options: How to run.
+
+    Raises:
+        DataError: See :func:`evaluate_folder`.
+        ConfigError: ``restrict`` without names.
+    """
+    options = options or EvalOptions()
     outputs_1k = imagenet_outputs(model) if files is not None else []
+    mask = numbered_mask(model, restrict) if classes is None else class_mask(model, classes, restrict=restrict)
     if files is not None:
         real_accuracy(files, [-1] * len(files), outputs_1k)  # a wrong name is found before the work, not after
     compared, targets = mask.compared(), mask.targets()
     columns = compared if mask.restricted else None
     rows = []
-    for outputs, labels in run_over(model, data, options):
+    for outputs, labels in run_over(model, data, options, num_classes=len(targets)):
         labels = labels.cpu()
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(classes):
-            raise DataError(f"The data's labels are not all within 0 to {len(classes) - 1}, the classes with names.")
         scores = outputs if columns is None else outputs[:, columns.to(outputs.device)]
         predicted, place = (x.cpu() for x in judge(scores, targets[labels].to(scores.device)))
         rows.append(torch.stack([labels, compared[predicted].where(predicted >= 0, -1), place], dim=1))
     ordered = not isinstance(data, IterableDataset)
     labels, predicted, place = in_order(torch.cat(rows), options.world, interleaved=ordered).unbind(dim=1)
     scored = None if files is None else real_accuracy(files, predicted.tolist(), outputs_1k)
+    if classes is None:  # those that do not occur are no classes of the data, as far as can be known
+        present, labels = torch.unique(labels, return_inverse=True)
+        mask = replace(mask, outputs=tuple(present.tolist()))
+        classes = [str(output) for output in mask.outputs]
     return Evaluation(_accuracy(_count(place)), scored, tuple(classes), mask, labels, predicted)
 
 
@@ -171,7 +232,7 @@ def _count(place: Tensor) -> Tensor:
     return torch.stack(
         [
             (place == 0).sum(),
-            (valid & (place < 5)).sum(),
+            (valid & (place < _FIVE)).sum(),
             valid.new_tensor(len(place), dtype=torch.int64),
             (~valid).sum(),
         ]

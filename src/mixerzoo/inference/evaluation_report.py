@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mixerzoo.errors import StorageError
+from mixerzoo.atomic import write_atomically
 from mixerzoo.inference.evaluate import Evaluation
 from mixerzoo.inference.multi_label import MultiLabel
 
@@ -24,14 +25,14 @@ class ClassResult:
     Attributes:
         name: The class.
         num_images: Its images.
-        top1: Share of them that are right.
+        top1: Share of them that are right; None without images.
         confused_with: The wrong class that is predicted most often for them (of equals the first), or None.
         num_confused: How often that is.
     """
 
     name: str
     num_images: int
-    top1: float
+    top1: float | None
     confused_with: str | None
     num_confused: int
 
@@ -49,7 +50,7 @@ def per_class(evaluation: Evaluation) -> list[ClassResult]:
             ClassResult(
                 evaluation.mask.titles[output],
                 len(predicted),
-                hits / max(len(predicted), 1),
+                hits / len(predicted) if len(predicted) else None,
                 None if worst is None else evaluation.mask.titles[worst],
                 0 if worst is None else int(counts[worst]),
             )
@@ -67,12 +68,12 @@ def confusion_matrix(evaluation: Evaluation) -> Tensor:
 
 
 def class_table(results: Sequence[ClassResult]) -> str:
-    """A table for a terminal, the worst class last."""
-    ordered = sorted(results, key=lambda result: -result.top1)
+    """A table for a terminal, the worst class last, but for those without images."""
+    ordered = sorted(results, key=lambda result: 1.0 if result.top1 is None else -result.top1)
     rows = [("class", "images", "top-1", "most confused with")]
     for result in ordered:
         other = "" if result.confused_with is None else f"{shortened(result.confused_with)} ({result.num_confused})"
-        rows.append((shortened(result.name), str(result.num_images), f"{100 * result.top1:.2f} %", other))
+        rows.append((shortened(result.name), str(result.num_images), _percent(result.top1), other))
     return aligned(rows, "<>><")
 
 
@@ -80,8 +81,12 @@ def multi_label_table(found: MultiLabel) -> str:
     """Average precision of every class for a terminal."""
     rows = [("class", "images", "average precision")]
     for name, count, value in zip(found.classes, found.positives, found.average_precision, strict=True):
-        rows.append((shortened(name), str(count), "" if value is None else f"{100 * value:.2f} %"))
+        rows.append((shortened(name), str(count), _percent(value)))
     return aligned(rows, "<>>")
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{100 * share:.2f} %"
 
 
 def shortened(name: str, limit: int = 60) -> str:
@@ -100,12 +105,12 @@ def aligned(rows: Sequence[Sequence[str]], alignment: str) -> str:
 
 
 def write_class_csv(results: Sequence[ClassResult], path: Path) -> None:
-    """Write one line a class, in the order of the classes; shares are fractions.
+    """Write one line a class, in the order of the classes; shares are fractions, empty for none.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    rows = [(r.name, r.num_images, f"{r.top1:.6f}", r.confused_with or "", r.num_confused) for r in results]
+    rows = [(r.name, r.num_images, _fraction(r.top1), r.confused_with or "", r.num_confused) for r in results]
     _write_csv(path, [CSV_HEADINGS, *rows])
 
 
@@ -115,14 +120,15 @@ def write_multi_label_csv(found: MultiLabel, path: Path) -> None:
     Raises:
         StorageError: The file cannot be written.
     """
-    values = ["" if value is None else f"{value:.6f}" for value in found.average_precision]
-    rows = zip(found.classes, found.positives, values, strict=True)
+    rows = zip(found.classes, found.positives, map(_fraction, found.average_precision), strict=True)
     _write_csv(path, [("class", "images", "average_precision"), *rows])
 
 
+def _fraction(share: float | None) -> str:
+    return "" if share is None else f"{share:.6f}"
+
+
 def _write_csv(path: Path, rows: Sequence[Sequence[object]]) -> None:
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written ({error.strerror or error}).") from None
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.getvalue().encode()))

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
 from mixerzoo.checks import check_integer, check_number
-from mixerzoo.errors import ConfigError, DataError
-from mixerzoo.inference.eval_folder import open_eval_folder
-from mixerzoo.inference.scoring import EvalOptions, collect
+from mixerzoo.errors import ConfigError, DataError, listed
+from mixerzoo.inference.eval_data import open_eval_folder
+from mixerzoo.inference.scoring import EvalOptions, agreed, collect
 
 BIAS = 100.0
 """The constant feature; large, so that regularisation hardly holds its weight back."""
@@ -94,7 +94,9 @@ def _solve(gram: Tensor, right: Tensor, l2: float) -> Tensor:
     return torch.cholesky_solve(right, factor)
 
 
-def choose_shots(labels: Sequence[int], num_classes: int, shots: int, seed: int) -> list[list[int]]:
+def choose_shots(
+    labels: Sequence[int], num_classes: int, shots: int, seed: int, *, names: Sequence[str] | None = None
+) -> list[list[int]]:
     """Indices of ``shots`` images of each class, by chance; fewer shots of a seed are the first of more.
 
     Args:
@@ -102,6 +104,7 @@ def choose_shots(labels: Sequence[int], num_classes: int, shots: int, seed: int)
         num_classes: Classes, of which each must have that many images.
         shots: Images a class.
         seed: Of NumPy's generator, which permutes one class after the other (as the official code does).
+        names: Of the classes, for the message.
 
     Raises:
         DataError: A class has fewer images.
@@ -110,9 +113,10 @@ def choose_shots(labels: Sequence[int], num_classes: int, shots: int, seed: int)
     chosen = [generator.permutation(np.flatnonzero(own == label)).tolist() for label in range(num_classes)]
     fewest = min(range(num_classes), key=lambda label: len(chosen[label]))
     if len(chosen[fewest]) < shots:
+        count = len(chosen[fewest])
         raise DataError(
-            f"Class {fewest} of the training split has only {len(chosen[fewest])} images; {shots} shots need as many "
-            "of every class."
+            f"Class {fewest if names is None else names[fewest]} of the training split has only {count} "
+            f"image{'' if count == 1 else 's'}; {shots} shots need as many of every class."
         )
     return [indices[:shots] for indices in chosen]
 
@@ -216,13 +220,15 @@ def evaluate_few_shot(
     check_number("l2", l2, above=0.0)
     options = options or EvalOptions()
     features_of = _pooled(model)
-    train, test = open_eval_folder(model, data, "train"), open_eval_folder(model, data, split)
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes))
-        raise DataError(
-            f"The training and the test split in {data} have other classes: {odd[0]} is in one of them only."
-        )
-    chosen = [choose_shots(train.targets, len(train.classes), max(shots), seed) for seed in seeds]
+    train, test = agreed(
+        options.world, lambda: (open_eval_folder(model, data, "train"), open_eval_folder(model, data, split))
+    )
+    names = train.classes
+    if names != test.classes:
+        sides = {"training": set(names) - set(test.classes), "test": set(test.classes) - set(names)}
+        only = " and ".join(f"only the {side} split has {listed(odd)}" for side, odd in sides.items() if odd)
+        raise DataError(f"The two splits in {data} have other classes: {only}.")
+    chosen = [choose_shots(train.targets, len(names), max(shots), seed, names=names) for seed in seeds]
     used = sorted({index for choice in chosen for own in choice for index in own})
     subset: Dataset[Any] = Subset(train, used)
     features, labels = collect(model, subset, options, what="features", forward=features_of)
@@ -232,10 +238,10 @@ def evaluate_few_shot(
     for choice in chosen:
         for number in shots:
             rows = torch.tensor([place[index] for own in choice for index in own[:number]])
-            fitted = fit_least_squares(features[rows], labels[rows], len(train.classes), l2=l2)
+            fitted = fit_least_squares(features[rows], labels[rows], len(names), l2=l2)
             accuracy[number].append(_accuracy(fitted, test_features, test_labels))
     frozen = {number: tuple(values) for number, values in accuracy.items()}
-    return FewShot(frozen, len(test_labels), tuple(train.classes), l2)
+    return FewShot(frozen, len(test_labels), tuple(names), l2)
 
 
 def _pooled(model: nn.Module) -> Any:

@@ -24,7 +24,7 @@ from mixerzoo.data.folder import EVAL_SPLITS
 from mixerzoo.data.images import load_image
 from mixerzoo.errors import DataError, ImageError, LabelsUnknownError, listed
 from mixerzoo.factory import create_transform
-from mixerzoo.inference.scoring import EvalOptions, collect
+from mixerzoo.inference.scoring import EvalOptions, agreed, collect
 from mixerzoo.label_names import labels
 
 LABEL_FILES = ("labels.csv", "labels.json")
@@ -181,8 +181,9 @@ def evaluate_multi_label(
         DataError: See :class:`MultiLabelFolder`; or an image cannot be read.
         WeightsError: A score is not finite.
     """
-    dataset = MultiLabelFolder(model, data, split)
-    scores, targets = collect(model, dataset, options or EvalOptions(), what="scores")
+    options = options or EvalOptions()
+    dataset = agreed(options.world, lambda: MultiLabelFolder(model, data, split))
+    scores, targets = collect(model, dataset, options, what="scores")
     return multi_label_scores(scores, targets, dataset.classes)
 
 
@@ -191,9 +192,12 @@ def _label_file(root: Path, split: str | None) -> Path:
     folders += [root] if split is None else []
     found = next((folder / name for folder in folders for name in LABEL_FILES if (folder / name).is_file()), None)
     if found is None:
+        if not root.is_dir():
+            raise DataError(f"There is no folder {root}.")
+        searched = ", ".join(str(folder / LABEL_FILES[0]) for folder in folders)
         raise DataError(
-            f"{root} has no {' or '.join(LABEL_FILES)} (nor has a folder {listed(f.name for f in folders[:3])} in it): "
-            "it must name each image and its classes."
+            f"There is no label file; looked for {searched} (or {LABEL_FILES[1]} there). A line of {LABEL_FILES[0]} is "
+            "an image and its classes, such as: patches/1.png,sea,beach"
         )
     return found
 

@@ -7,15 +7,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from mixerzoo.data.images import find_images
-from mixerzoo.errors import DataError, ImageError, ModelNameError, StorageError, did_you_mean, listed
+from mixerzoo.errors import (
+    DataError,
+    ImageError,
+    MixerzooError,
+    ModelNameError,
+    StorageError,
+    did_you_mean,
+    listed,
+)
 from mixerzoo.factory import create_model
 from mixerzoo.inference.class_masks import synsets
-from mixerzoo.inference.eval_folder import eval_folder
+from mixerzoo.inference.eval_data import eval_folder
 from mixerzoo.inference.evaluate import Evaluation, evaluate_folder
 from mixerzoo.inference.evaluation_report import aligned
 from mixerzoo.inference.real_labels import is_validation_image
-from mixerzoo.inference.scoring import EvalOptions
+from mixerzoo.inference.scoring import EvalOptions, agreed
 from mixerzoo.weights.files import WEIGHTS_FILE
 from mixerzoo.weights.hub import cached
 from mixerzoo.weights.official import entry_folder, read_record
@@ -32,7 +42,9 @@ METRICS: Mapping[str, tuple[str, str]] = {
     "CIFAR-10 top-1": ("CIFAR-10", "top1"),
     "CIFAR-10 top-5": ("CIFAR-10", "top5"),
 }
-"""For each metric that can be measured here the dataset, and what of its evaluation it is."""
+"""For each metric that can be measured here the dataset, and what of its evaluation it is; in the order of the rows."""
+
+_DATASETS = tuple(dict.fromkeys(dataset for dataset, _ in METRICS.values()))
 
 _HEADINGS = ("weights", "metric", "paper", "timm", "stated here", "measured", "images")
 
@@ -65,7 +77,7 @@ class PaperTable:
     """Rows, and why some are not measured.
 
     Attributes:
-        rows: In the zoo's order.
+        rows: Checkpoints in the zoo's order, the metrics of each in that of :data:`METRICS`, others last.
         missing: One sentence for each reason.
     """
 
@@ -86,7 +98,10 @@ def paper_table(
     download: bool = False,
     options: EvalOptions | None = None,
 ) -> PaperTable:
-    """Compare published scores with this machine's, for every checkpoint whose weights and data are here.
+    """Compare published scores with this machine's, for every released checkpoint.
+
+    A checkpoint has a row for each published metric, and for each that the data given can measure. A download or an
+    image that fails leaves its cells empty, with the reason among ``missing``.
 
     Args:
         folders: Datasets; what each is, is known by its class folders (see :func:`recognise`).
@@ -101,25 +116,11 @@ def paper_table(
     options = options or EvalOptions()
     if model is not None and model not in WEIGHTS:
         raise ModelNameError(f"--model {model}: the table has no such weights.{did_you_mean(model, WEIGHTS)}")
-    data: dict[str, Path] = {}
-    for folder in map(Path, folders):
-        dataset = recognise(folder)
-        if dataset in data:
-            raise DataError(f"{data[dataset]} and {folder} are both {dataset}: give one of them.")
-        data[dataset] = folder
-    rows: list[TableRow] = []
-    absent: list[str] = []
-    notes: list[str] = []
-    for tag in [tag for tag in WEIGHTS.values() if tag.scores and model in (None, tag.name)]:
-        wanted = {METRICS[s.metric][0] for s in tag.scores if s.metric in METRICS} & data.keys()
-        where = local_weights(tag)
-        found: dict[str, Evaluation] = {}
-        if where is None and not download:
-            absent.append(tag.name)
-        elif wanted:
-            found = _measure(tag, where, {name: data[name] for name in sorted(wanted)}, options, notes)
-        rows += _rows(tag, found)
-    return PaperTable(tuple(rows), tuple(_reasons(rows, absent, data)) + tuple(dict.fromkeys(notes)))
+    data = agreed(options.world, lambda: _recognised(folders))
+    measuring = _Measuring(data, download, options)
+    tags = [tag for tag in WEIGHTS.values() if model in (None, tag.name)]
+    rows = [row for tag in tags for row in _rows(tag, measuring.run(tag), measuring.metrics(tag))]
+    return PaperTable(tuple(rows), tuple(_reasons(tags, rows, measuring)))
 
 
 def recognise(folder: str | Path) -> str:
@@ -160,6 +161,18 @@ def local_weights(tag: WeightTag) -> Path | None:
     return None
 
 
+def scorable(tag: WeightTag) -> tuple[str, ...]:
+    """The datasets whose classes the weights' outputs have."""
+    if tag.label_set == "cifar-10":
+        return ("CIFAR-10",)
+    if tag.label_set == "imagenet-1k":
+        return tuple(name for name in _DATASETS if name.startswith("ImageNet"))
+    # Of ImageNet-21k all classes of a set must be there; the folders of V2 are numbers, which mean ImageNet-1k's.
+    known = set(synsets(tag.label_set))
+    named = {"ImageNet": "imagenet-1k", "ImageNet-R": "imagenet-r", "ImageNet-A": "imagenet-a"}
+    return tuple(name for name, classes in named.items() if known >= set(synsets(classes)))
+
+
 def _first_image(root: Path) -> Path:
     try:
         return find_images([min(path for path in root.iterdir() if path.is_dir())])[0]
@@ -167,24 +180,81 @@ def _first_image(root: Path) -> Path:
         raise DataError(str(error)) from None
 
 
-def _measure(
-    tag: WeightTag, where: Path | None, data: Mapping[str, Path], options: EvalOptions, notes: list[str]
-) -> dict[str, Evaluation]:
-    # A file that is here already is named, so that nobody is asked whether there is a newer one.
-    known = {"file": str(where)} if where is not None else None
-    model = create_model(tag.name, pretrained=True, pretrained_cfg_overlay=known).to(options.world.device)
-    found = {}
-    for name, folder in data.items():
-        real = name == "ImageNet" and is_validation_image(_first_image(eval_folder(folder)))
-        if name == "ImageNet" and not real:
-            notes.append(f"ReaL is not measured: the files in {folder} are not named ILSVRC2012_val_00000001.JPEG.")
-        found[name] = evaluate_folder(model, folder, real=real, options=options)
-    return found
+def _recognised(folders: Iterable[str | Path]) -> dict[str, Path]:
+    """The folders by what they are, in the order of :data:`METRICS`."""
+    data: dict[str, Path] = {}
+    for folder in map(Path, folders):
+        dataset = recognise(folder)
+        if dataset in data:
+            raise DataError(f"{data[dataset]} and {folder} are both {dataset}: give one of them.")
+        data[dataset] = folder
+    return {name: data[name] for name in _DATASETS if name in data}
 
 
-def _rows(tag: WeightTag, found: Mapping[str, Evaluation]) -> list[TableRow]:
+class _Measuring:
+    """Measures checkpoint after checkpoint; what fails becomes a note, and the rest goes on."""
+
+    def __init__(self, data: dict[str, Path], download: bool, options: EvalOptions):
+        self.data, self.download, self.options = dict(data), download, options
+        self.absent: list[str] = []
+        self.notes: list[str] = []
+        self.failed: set[str] = set()  # datasets that cannot be read
+        self._real = False
+        if "ImageNet" in data:
+            self._real = is_validation_image(_first_image(eval_folder(data["ImageNet"])))
+            if not self._real:
+                self.notes.append(
+                    f"ReaL is not measured: the files in {data['ImageNet']} are not named ILSVRC2012_val_00000001.JPEG."
+                )
+
+    def metrics(self, tag: WeightTag) -> list[str]:
+        """What the data can say of these weights."""
+        given = self.data.keys() & set(scorable(tag))
+        return [metric for metric, (name, part) in METRICS.items() if name in given and (part != "real" or self._real)]
+
+    def run(self, tag: WeightTag) -> dict[str, Evaluation]:
+        """The evaluation on each dataset that can be evaluated."""
+        world = self.options.world
+        wanted = [name for name in self.data if name in scorable(tag)]
+        if not wanted and not tag.scores:
+            return {}
+        where = local_weights(tag)
+        if not all(world.gather(where is not None)) and not self.download:
+            self.absent.append(tag.name)
+            return {}
+        if not set(wanted) - self.failed:
+            return {}
+        # A file that is here already is named, so that nobody is asked whether there is a newer one.
+        known = {"file": str(where)} if where is not None else None
+        try:
+            model = agreed(
+                world,
+                lambda: create_model(tag.name, pretrained=True, pretrained_cfg_overlay=known).to(world.device),
+                first_alone=True,
+            )
+        except MixerzooError as error:
+            self.notes.append(f"{tag.name} is not measured: {error}")
+            return {}
+        found = {}
+        for name in wanted:
+            if name not in self.failed and (result := self._evaluate(model, name)):
+                found[name] = result
+        return found
+
+    def _evaluate(self, model: nn.Module, name: str) -> Evaluation | None:
+        try:
+            return evaluate_folder(model, self.data[name], real=name == "ImageNet" and self._real, options=self.options)
+        except MixerzooError as error:  # of the data: it would be the same with other weights
+            self.failed.add(name)
+            self.notes.append(f"{name} is not measured: {error}")
+            return None
+
+
+def _rows(tag: WeightTag, found: Mapping[str, Evaluation], measurable: Sequence[str]) -> list[TableRow]:
     rows = []
-    for metric in dict.fromkeys(score.metric for score in tag.scores):
+    published = dict.fromkeys(score.metric for score in tag.scores)
+    wanted = [metric for metric in METRICS if metric in published or metric in measurable]
+    for metric in [*wanted, *(metric for metric in published if metric not in METRICS)]:
         said = {_column(score): score.percent for score in tag.scores if score.metric == metric}
         dataset, part = METRICS.get(metric, ("", ""))
         result = found.get(dataset)
@@ -201,17 +271,27 @@ def _column(score: Score) -> str:
     return "timm" if score.source.startswith("timm") else "stated" if score.source.startswith("measured") else "paper"
 
 
-def _reasons(rows: Sequence[TableRow], absent: Sequence[str], data: Mapping[str, Path]) -> list[str]:
+def _reasons(tags: Sequence[WeightTag], rows: Sequence[TableRow], measuring: _Measuring) -> list[str]:
     reasons = []
-    if absent:
-        reasons.append(f"Weights that are not on this machine: {', '.join(absent)} (--download fetches them).")
-    needed = {METRICS[row.metric][0] for row in rows if row.measured is None and row.metric in METRICS} - data.keys()
-    if needed:
+    if measuring.absent:
+        names = ", ".join(measuring.absent)
+        reasons.append(f"Weights that are not on this machine: {names} (--download fetches them).")
+    empty = {METRICS[row.metric][0] for row in rows if row.measured is None and row.metric in METRICS}
+    if needed := empty - measuring.data.keys():
         reasons.append(f"Data that was not given: {', '.join(sorted(needed))} (--data FOLDER, as often as need be).")
-    others = {row.metric for row in rows if row.metric not in METRICS}
-    if others:
+    if others := {row.metric for row in rows if row.metric not in METRICS}:
         reasons.append(f"Not measured by this command: {listed(others)}.")
-    return reasons
+    shown = {row.name for row in rows}
+    without: dict[tuple[str, ...], list[str]] = {}
+    for tag in tags:
+        if tag.name not in shown:
+            without.setdefault(scorable(tag), []).append(tag.name)
+    for datasets, missing in without.items():
+        reasons.append(
+            f"No row for {', '.join(missing)}: no figure is published, and of what can be measured here their classes "
+            f"are those of {', '.join(datasets)} alone, which was not given."
+        )
+    return [*reasons, *dict.fromkeys(measuring.notes)]
 
 
 def _percent(value: float | None) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sized
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,9 @@ from tqdm import tqdm
 from mixerzoo.checks import check_integer
 from mixerzoo.data.folder import in_one_line
 from mixerzoo.distributed import World
-from mixerzoo.errors import DataError, WeightsError
+from mixerzoo.errors import DataError, MixerzooError, WeightsError
+
+_T = TypeVar("_T")
 
 NOT_FINITE = (
     "are not finite numbers (NaN or infinite): the weights are damaged, their training diverged, or their numeric "
@@ -52,12 +54,39 @@ class EvalOptions:
         check_integer("workers", self.workers, minimum=0)
 
 
+def agreed(world: World, make: Callable[[], _T], *, first_alone: bool = False) -> _T:
+    """What ``make`` gives on each process, or one error on all of them: then none waits for those that stopped.
+
+    Args:
+        world: The processes; all of them call this.
+        make: What to do.
+        first_alone: The first process does it before the others, so that files are downloaded once.
+
+    Raises:
+        MixerzooError: As ``make`` raises on the first of the processes that fail.
+    """
+    made: list[_T] = []
+    for turn in (world.is_first, not world.is_first) if first_alone else (True,):
+        failure: MixerzooError | None = None
+        if turn:
+            try:
+                made.append(make())
+            except MixerzooError as error:
+                failure = error
+        failures = [found for found in world.gather(failure) if found is not None]
+        if failures:
+            raise failure or failures[0]
+    return made[0]
+
+
 @torch.no_grad()
 def run_over(
     model: nn.Module,
     data: Dataset[Any],
     options: EvalOptions,
     forward: Callable[[Tensor], Tensor] | None = None,
+    *,
+    num_classes: int | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Run a model over a dataset in evaluation mode; its training flag is restored.
 
@@ -70,12 +99,13 @@ def run_over(
         data: Gives pairs of an image and a target.
         options: How to run.
         forward: What to run; None for the model itself.
+        num_classes: Targets must be less than this; None does not ask.
 
     Yields:
         Outputs (n, K) and targets (n, ...), on the outputs' device, of this process's own images; n may be 0.
 
     Raises:
-        DataError: There is not a single image, or one cannot be read.
+        DataError: There is not a single image, one cannot be read, or a target is out of range; on every process.
     """
     run, world = forward or model, options.world
     parameter = next(model.parameters(), None)
@@ -86,7 +116,7 @@ def run_over(
     model.eval()
     try:
         with tqdm(total=total, desc="evaluate", unit="image", disable=hidden, leave=False) as bar:
-            for images, targets, own in _batches(data, options):
+            for images, targets, own in _batches(data, options, num_classes):
                 if parameter is not None:
                     images = images.to(world.device, parameter.dtype, non_blocking=True)
                 with torch.autocast(world.device.type, torch.bfloat16, enabled=options.amp):
@@ -101,37 +131,62 @@ def run_over(
         raise DataError("There are no images to evaluate on.")
 
 
-def _batches(data: Dataset[Any], options: EvalOptions) -> Iterator[tuple[Tensor, Tensor, int]]:
+def _batches(data: Dataset[Any], options: EvalOptions, num_classes: int | None) -> Iterator[tuple[Tensor, Tensor, int]]:
     """Images, targets, and how many of them count, equally often on every process."""
     world = options.world
 
-    def load(part: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    def load(part: Dataset[Any]) -> Iterator[tuple[Tensor, Tensor] | None]:
         pinned = world.device.type == "cuda"
         loader = DataLoader(part, options.batch_size, num_workers=options.workers, pin_memory=pinned)
-        return in_one_line(loader)
+        return _together(_in_range(in_one_line(loader), num_classes), world)
 
     if isinstance(data, IterableDataset):
-        yield from _in_step(load(data), world)
+        yield from _to_the_end(load(data), world)
         return
     count = len(cast(Sized, data))
     left = len(range(world.rank, count, world.size))
     rounds = -(-count // world.size)
     indices = [min(world.rank + i * world.size, count - 1) for i in range(rounds)]
-    for images, targets in load(Subset(data, indices)):
-        own = min(left, len(images))
+    for batch in load(Subset(data, indices)):
+        assert batch is not None  # every process has the same number
+        own = min(left, len(batch[0]))
         left -= own
-        yield images, targets, own
+        yield batch[0], batch[1], own
 
 
-def _in_step(batches: Iterable[tuple[Tensor, Tensor]], world: World) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Batches of a stream; when it ends, its last batch again, not counted, until every process's has ended."""
-    stream, last = iter(batches), None
+def _in_range(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    for images, targets in batches:
+        if num_classes is not None and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
+            wrong = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
+            raise DataError(f"The data has a label {wrong}, which is not one of its classes, 0 to {num_classes - 1}.")
+        yield images, targets
+
+
+def _together(batches: Iterator[_T], world: World) -> Iterator[_T | None]:
+    """Batches until every process's have ended, None where one's own have; an error of one is raised by all."""
     while True:
-        batch = next(stream, None)
-        if world.size > 1 and not int(world.sum(torch.tensor(int(batch is not None)))):
+        batch, failure = None, None
+        try:
+            batch = next(batches, None)
+        except MixerzooError as error:
+            if world.size == 1:
+                raise
+            failure = error
+        here = int(batch is not None)
+        if world.size > 1:
+            here, failed = world.sum(torch.tensor([here, int(failure is not None)])).tolist()
+            if failed:
+                failures = [found for found in world.gather(failure) if found is not None]
+                raise failure or failures[0]
+        if not here:
             return
-        if world.size == 1 and batch is None:
-            return
+        yield batch
+
+
+def _to_the_end(batches: Iterable[tuple[Tensor, Tensor] | None], world: World) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Batches of a stream; when it ends, its last batch again, not counted, until every process's has ended."""
+    last = None
+    for batch in batches:
         if last is None and world.size > 1:  # a process without any image needs something to run on
             last = next(found for found in world.gather(_blank(batch)) if found is not None)
         own = 0 if batch is None else len(batch[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shlex
 import sys
 import time
@@ -17,13 +18,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from mixerzoo import __version__
 from mixerzoo.atomic import write_atomically
 from mixerzoo.errors import ConfigError
+from mixerzoo.train.data import Data, DataName
 from mixerzoo.train.machine import versions
 from mixerzoo.train.recipe import Recipe, get_recipe
 from mixerzoo.train.watch import finite
+from mixerzoo.zoo import Score
 
 CARD_FILE = "training.md"
+_IN_WORDS = {
+    "name": "data set",
+    "num_images": "training images",
+    "unusable": "unusable training images",
+    "world_size": "processes",
+    "sharded": "sharded over the processes",
+    "amp": "bfloat16 autocast",
+    "compiled": "torch.compile",
+    "images_seen": "images seen",
+    "seconds": "training time, without evaluations",
+}
 
 
 def write_card(
@@ -34,6 +49,7 @@ def write_card(
     data: Mapping[str, Any],
     metrics: Mapping[str, float],
     run: Mapping[str, Any],
+    evaluated_on: str = "",
 ) -> None:
     """Write the card to ``path``, and the same as JSON beside it (``.json``); each in one move.
 
@@ -47,6 +63,7 @@ def write_card(
             else is worth saying.
         metrics: Final metrics; accuracies (``top1``, ...) as fractions.
         run: Circumstances: ``device``, ``world_size``, ``images_seen``, ``seconds``, ...
+        evaluated_on: How many images, and which, the metrics are of; see :func:`evaluated_images`.
 
     Raises:
         StorageError: A file cannot be written.
@@ -58,6 +75,7 @@ def write_card(
         "differs_from_defaults": _changes(recipe, Recipe()),
         "data": _shareable(data),
         "metrics": dict(metrics),
+        "evaluated_on": evaluated_on,
         "run": _shareable(run),
         "versions": versions(),
         "command": command_line(sys.argv),
@@ -68,6 +86,51 @@ def write_card(
     markdown = _markdown(content)
     write_atomically(path.with_suffix(".json"), lambda file: file.write_text(text, encoding="utf-8"))
     write_atomically(path, lambda file: file.write_text(markdown, encoding="utf-8"))
+
+
+def evaluated_images(num_images: int, recipe: Recipe, name: DataName, data: Data) -> str:
+    """How many images a run was judged by, and which, in words.
+
+    Args:
+        num_images: Images that were evaluated.
+        recipe: Whether they were held out of the training split.
+        name: What the data was opened by.
+        data: The opened data.
+    """
+    images = f"{num_images:,} image{'' if num_images == 1 else 's'}"
+    if recipe.holdout:
+        return f"{images} held out of the training split"
+    if name.evaluation:
+        return f"{images} of {_public(name.evaluation)}"
+    folder = getattr(data.evaluation, "root", None)  # a folder of images says which split it is
+    return f"{images} of the {Path(folder).name if folder else 'evaluation'} split"
+
+
+def model_card_entries(
+    recipe: Recipe, recipe_name: str, name: DataName, num_images: int, metrics: Mapping[str, float], evaluated_on: str
+) -> dict[str, Any]:
+    """What :func:`mixerzoo.save_model` writes on a trained model's card: its arguments ``origin`` and ``scores``.
+
+    Args:
+        recipe: What was done.
+        recipe_name: What it is called; may be empty.
+        name: What the data was opened by.
+        num_images: Images of the training split.
+        metrics: Final metrics; accuracies (``top1``, ...) as fractions.
+        evaluated_on: How many images, and which, the metrics are of; see :func:`evaluated_images`.
+    """
+    origin = {
+        "trained": f"by {recipe_name or 'a recipe of its own'}, see {CARD_FILE} for every setting",
+        "training data": f"{_public(name.train)}, {num_images:,} images",
+        "started from": recipe.model if recipe.pretrained else "random weights",
+        "mixerzoo": __version__,
+    }
+    scores = [
+        Score(_metric(key), round(100 * value, 2), f"{evaluated_on}; this training run")
+        for key, value in metrics.items()
+        if _metric(key) != key and math.isfinite(value)
+    ]
+    return {"origin": origin, "scores": scores}
 
 
 def command_line(argv: Sequence[str]) -> str:
@@ -123,10 +186,11 @@ def _flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _markdown(content: Mapping[str, Any]) -> str:
     overrides = content["overrides"]
-    title = f"# Training card: {content['recipe']['model']} by {content['recipe_name']}"
-    lines = [title, "", "## Result", "", *_table(_scores(content["metrics"]), ("metric", ""))]
-    lines += ["", "## Recipe", ""]
-    if overrides is None:
+    by = f" by {content['recipe_name']}" if content["recipe_name"] else ""
+    lines = [f"# Training card: {content['recipe']['model']}{by}", "", *_result(content), "", "## Recipe", ""]
+    if not content["recipe_name"]:
+        lines += ["A recipe of its own."]
+    elif overrides is None:
         lines += [f"`{_cell(content['recipe_name'])}`, which is no recipe that comes with the package."]
     elif overrides:
         settings = " ".join(f"--set {shlex.quote(f'{name}={_plain(value)}')}" for name, value in overrides.items())
@@ -136,20 +200,27 @@ def _markdown(content: Mapping[str, Any]) -> str:
     lines += ["", "What differs from `Recipe()`:", "", *_table(content["differs_from_defaults"], ("field", "value"))]
     lines += ["", "<details><summary>Every field</summary>", "", "```json"]
     lines += [json.dumps(content["recipe"], indent=2, ensure_ascii=False), "```", "", "</details>"]
-    data = {name: _short(value) for name, value in content["data"].items()}
+    data = {_in_words(name): _short(value) for name, value in content["data"].items()}
     lines += ["", "## Data", "", *_table(data, ("", ""))]
-    about = {name: _amount(name, value) for name, value in content["run"].items()}
+    about = {_in_words(name): _amount(name, value) for name, value in content["run"].items()}
     about |= {"date": content["date"], "command": f"`{content['command']}`"}
     lines += ["", "## Run", "", *_table(about, ("", ""))]
     lines += ["", "## Versions", "", *_table(content["versions"], ("", ""))]
     return "\n".join(lines) + "\n"
 
 
+def _result(content: Mapping[str, Any]) -> list[str]:
+    if not content["metrics"]:
+        return ["## Result", "", "Nothing was evaluated."]
+    head = f"of {content['evaluated_on']}" if content["evaluated_on"] else ""
+    return ["## Result", "", *_table(_scores(content["metrics"]), ("after the last step", head))]
+
+
 def _table(rows: Mapping[str, Any], heads: tuple[str, str]) -> list[str]:
     if not rows:
         return ["None."]
     return [
-        f"| {heads[0]} | {heads[1]} |",
+        f"| {heads[0]} | {_cell(heads[1])} |",
         "|---|---|",
         *(f"| {_cell(name)} | {_cell(_plain(value))} |" for name, value in rows.items()),
     ]
@@ -172,9 +243,18 @@ def _plain(value: Any) -> str:
 def _scores(metrics: Mapping[str, Any]) -> dict[str, str]:
     scores = {}
     for name, value in metrics.items():
-        fraction = name.startswith("top") and isinstance(value, float)
-        scores[f"top-{name[3:]}" if fraction else name] = f"{100 * value:.2f} %" if fraction else _plain(value)
+        fraction = _metric(name) != name and isinstance(value, float)
+        scores[_metric(name)] = f"{100 * value:.2f} %" if fraction else _plain(value)
     return scores
+
+
+def _metric(name: str) -> str:
+    """``top1`` as ``top-1``; anything else as it is."""
+    return f"top-{name[3:]}" if name.startswith("top") and name[3:].isdecimal() else name
+
+
+def _in_words(name: str) -> str:
+    return _IN_WORDS.get(name, name.replace("_", " "))
 
 
 def _short(value: Any) -> str:
@@ -183,11 +263,19 @@ def _short(value: Any) -> str:
         return f"{len(value)}: {', '.join(map(str, value[:5]))}, ..."
     if isinstance(value, list):
         return f"{len(value)}: {', '.join(map(str, value))}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else _plain(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else _plain(value)
 
 
 def _amount(name: str, value: Any) -> str:
     if name == "seconds" and isinstance(value, int | float):
-        hours, rest = divmod(round(value), 3600)
-        return f"{value:,.0f} ({hours} h {rest // 60:02} min)"
+        return _duration(value)
     return _short(value)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 59.5:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min {rest:02} s"

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial as partial_function
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +34,16 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 
-from mixerzoo.distributed import World
+from mixerzoo.atomic import write_atomically
+from mixerzoo.distributed import World, is_of_another_process
 from mixerzoo.errors import StorageError, TrainingError
 
 FORMAT = 3
 FOLDER = "checkpoints"
 _RUN_FILE, _PARTIAL = "run.json", ".partial"
+_MANY = 12
+_PATIENCE = 60.0  # seconds that a failing process of a job waits for a checkpoint which is being written
+_ANOTHER = "another process of the job failed or cannot be reached; its own message says why."
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Checkpoints:
         self.folder, self.world, self.keep = out_dir / FOLDER, world, keep
         self._pending: tuple[Path, Future[Any]] | None = None
         self._context = ExitStack()
+        self._lock = threading.Lock()
         # Of its own: the background thread's messages never mix with those of training.
         self._group = _own_group() if world.size > 1 else None
 
@@ -108,8 +115,13 @@ class Checkpoints:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None or self.world.size == 1:  # of a job that fails, another process may be gone
+            if kind is None or self.world.size == 1:
                 self.finish()
+            elif self._pending is not None:  # another process may be gone: wait for none
+                final, future = self._pending
+                written = future in wait([future], timeout=_PATIENCE).done and future.exception() is None
+                if written and self.world.is_first:
+                    self._publish(final)
         finally:
             self._context.close()
 
@@ -117,26 +129,27 @@ class Checkpoints:
         """Copy the state and write it in the background, after the checkpoint before has been written.
 
         Raises:
-            StorageError: The checkpoint before could not be written.
+            StorageError: This checkpoint, or the one before, could not be written.
         """
         self.finish()
         final = self.folder / f"step-{run['step']:08d}"
         partial = final.with_name(final.name + _PARTIAL)
-        if self.world.is_first:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left_over in self.folder.glob(f"*{_PARTIAL}"):
-                shutil.rmtree(left_over)
-            partial.mkdir()
-            (partial / _RUN_FILE).write_text(json.dumps({"format": FORMAT, **run}), encoding="utf-8")
-        self.world.wait()
-        future = async_save(
-            state.tensors(),
-            storage_writer=FileSystemWriter(partial),
-            process_group=self._group,
-            no_dist=self.world.size == 1,
-        )
+        try:
+            if self.world.is_first:
+                self._begin(partial, run)
+            self.world.wait()
+            future = async_save(
+                state.tensors(),
+                storage_writer=FileSystemWriter(partial),
+                process_group=self._group,
+                no_dist=self.world.size == 1,
+            )
+        except (OSError, CheckpointException) as error:
+            raise self._failed(final, error) from None
         assert isinstance(future, Future)
         self._pending = final, future
+        if self.world.is_first:
+            future.add_done_callback(partial_function(self._publish_if_written, final))
 
     def finish(self) -> Path | None:
         """Wait for the checkpoint that is being written, and return its folder; None if none was.
@@ -146,40 +159,67 @@ class Checkpoints:
         """
         if self._pending is None:
             return None
-        (final, future), self._pending = self._pending, None
+        final, future = self._pending
         try:
             future.result()
             if self.world.is_first:
                 self._publish(final)
         except (Exception, CheckpointException) as error:
-            raise StorageError(
-                f"The checkpoint {final.name} could not be written to {self.folder} ({_cause(error)}): free space or "
-                "mend the folder, and resume."
-            ) from None
+            self._pending = None
+            raise self._failed(final, error) from None
+        self._pending = None
         self.world.wait()
         return final
 
-    def poll(self) -> None:
-        """Put a checkpoint in place as soon as it is written (first process only; the others need not know)."""
-        if self._pending is not None and self.world.is_first and self._pending[1].done():
-            final, future = self._pending
-            if future.exception() is None:  # else finish() says so
-                self._publish(final)
+    def _begin(self, partial: Path, run: dict[str, Any]) -> None:
+        """Make the folder to write into, with ``run.json``; what killed runs left goes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for left_over in self.folder.glob(f"*{_PARTIAL}"):
+            shutil.rmtree(left_over)
+        partial.mkdir()
+        content = json.dumps({"format": FORMAT, **run})
+        write_atomically(partial / _RUN_FILE, lambda path: path.write_text(content, encoding="utf-8"))
+
+    def _publish_if_written(self, final: Path, future: Future[Any]) -> None:
+        if future.exception() is None:  # else finish() says so
+            self._publish(final)
 
     def _publish(self, final: Path) -> None:
+        """Give a checkpoint that is written its name, and remove the oldest; whoever comes first does it."""
         partial = final.with_name(final.name + _PARTIAL)
-        if not partial.exists():
-            return  # poll was here before
-        if final.exists():  # unreadable, or it would have been resumed from
-            shutil.rmtree(final)
-        partial.rename(final)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # the rename outlasts a power cut
-        finally:
-            os.close(descriptor)
-        for old in complete(self.folder)[: -self.keep]:
-            shutil.rmtree(old)
+        with self._lock:
+            if not partial.exists():
+                return
+            if final.exists():  # unreadable, or it would have been resumed from
+                _remove(final)
+            _sync(partial)
+            partial.rename(final)
+            _sync(self.folder)  # the rename outlasts a power cut
+            for old in complete(self.folder)[: -self.keep]:
+                _remove(old)
+
+    def _failed(self, final: Path, error: BaseException) -> StorageError:
+        if is_of_another_process(_innermost(error)):
+            return StorageError(f"The checkpoint {final.name} was not finished: {_ANOTHER}")
+        return StorageError(
+            f"The checkpoint {final.name} could not be written to {self.folder} ({_cause(error)}): free space or mend "
+            "the folder, and resume."
+        )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; killed in between, what is left is not taken for one."""
+    doomed = folder.with_name(folder.name + _PARTIAL)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -217,6 +257,8 @@ def restore(checkpoint: Checkpoint, state: TrainState) -> None:
     try:
         state.load(checkpoint.folder)
     except (Exception, CheckpointException) as error:  # whatever torch runs into in a damaged file
+        if is_of_another_process(_innermost(error)):
+            raise TrainingError(f"{checkpoint.folder} was not read: {_ANOTHER}") from None
         raise TrainingError(_damaged(checkpoint.folder, error)) from None
 
 
@@ -224,10 +266,16 @@ def _damaged(folder: Path, error: BaseException) -> str:
     return f"{folder} cannot be read ({_cause(error)}): delete that folder to go on from the checkpoint before it."
 
 
-def _cause(error: BaseException) -> str:
-    """What went wrong, in one line; torch wraps the errors of all processes in one that is no ``Exception``."""
+def _innermost(error: BaseException) -> BaseException:
+    """torch wraps the errors of all processes in one that is no ``Exception``."""
     if isinstance(error, CheckpointException) and error.failures:
-        error = next(iter(error.failures.values()))[0]
+        return next(iter(error.failures.values()))[0]
+    return error
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong, in one line."""
+    error = _innermost(error)
     reason = " ".join(str(error).split())[:200]
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
@@ -235,12 +283,19 @@ def _cause(error: BaseException) -> str:
 def check_same(what: str, was: dict[str, Any], now: dict[str, Any], out_dir: Path) -> None:
     """Raise TrainingError unless a run is resumed with the settings that it was started with."""
     now = json.loads(json.dumps(now))  # as it was stored: tuples are lists
-    changed = [f"{name} {was.get(name)!r} -> {value!r}" for name, value in now.items() if was.get(name) != value]
+    changed = [
+        f"{name} {_brief(was.get(name))} -> {_brief(value)}" for name, value in now.items() if was.get(name) != value
+    ]
     if changed or was.keys() != now.keys():
         raise TrainingError(
             f"{out_dir} holds a run with another {what} ({', '.join(changed)}): choose another --out, or the same "
             "settings."
         )
+
+
+def _brief(value: Any) -> str:
+    """A value for a sentence: of a long list, how many it has."""
+    return f"{len(value)} names" if isinstance(value, list) and len(value) > _MANY else repr(value)
 
 
 def _own_group() -> dist.ProcessGroup:

@@ -17,6 +17,7 @@ from mixerzoo.train.watch import read_log
 _LOSS, _TOP1, _LR = "#1f5fa8", "#c2571a", "#5b6770"
 _INK, _FAINT, _GRID = "#222222", "#777777", "#e4e4e4"
 _SMOOTH = 40  # a curve of more points than this gets a smoothed one over it
+_AIR = 0.03  # of the length, behind the last of few points
 _WINDOW = 0.04  # of all points, that the smoothed curve averages
 
 Points = tuple[list[float], list[float]]
@@ -57,15 +58,18 @@ def draw_curves(metrics_path: Path, png_path: Path, *, title: str = "") -> None:
     _draw_loss(above, loss)
     if top1[0]:
         _draw_top1(above.twinx(), top1)
-    below.plot(*lr, color=_LR, linewidth=1.4)
+        above.set_title(_in_words(top1[1]), loc="right", fontsize=11, color=_TOP1, weight="bold", pad=10)
+    below.plot(*lr, color=_LR, linewidth=1.4, marker=_marker(lr), markersize=2.5, clip_on=False)
     below.set_ylim(bottom=0)
     below.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
     below.yaxis.get_offset_text().set(color=_FAINT, fontsize=8)
     _dress(below, "learning rate", _LR)
     below.set_xlabel(unit, color=_INK)
-    below.set_xlim(min(0.0, loss[0][0]), max(loss[0][-1], *top1[0]) if top1[0] else loss[0][-1])
+    end = max(loss[0][-1], *top1[0]) if top1[0] else loss[0][-1]
+    below.set_xlim(min(0.0, loss[0][0]), (1 + _AIR) * end if _marker(loss) else end)
     last = max(line["step"] for line in lines)
-    heading = f"{title}: {last:,} steps" if title else f"{last:,} steps"
+    steps = f"{last:,} step{'s' if last > 1 else ''}"
+    heading = f"{title}: {steps}" if title else steps
     above.set_title(heading, loc="left", fontsize=12, color=_INK, weight="bold", pad=10)
     write_atomically(png_path, lambda path: _save(figure, path))
 
@@ -80,38 +84,40 @@ def _points(lines: Sequence[dict[str, Any]], unit: str, name: str) -> Points:
     return [float(x) for x, _ in pairs], [float(y) for _, y in pairs]
 
 
+def _marker(points: Points) -> str:
+    """Few points are marked: one alone makes no line."""
+    return "o" if len(points[0]) <= _SMOOTH else ""
+
+
 def _draw_loss(axis: Any, points: Points) -> None:
     places, values = points
     smooth = len(values) > _SMOOTH
-    marker = "o" if len(values) == 1 else ""
     if smooth:
         axis.plot(places, values, color=_LOSS, linewidth=0.9, alpha=0.3)
         values = _smoothed(values)
-    axis.plot(places, values, color=_LOSS, linewidth=1.8, marker=marker)
+    axis.plot(
+        places, values, color=_LOSS, linewidth=1.8, marker=_marker(points), markersize=3.5, clip_on=False, zorder=3
+    )
+    if len(values) == 1:
+        axis.set_ylim(0, 1.1 * values[0] or 1)
     _dress(axis, "training loss", _LOSS)
 
 
 def _draw_top1(axis: Any, points: Points) -> None:
     places, values = points[0], [100 * value for value in points[1]]
-    marker = "o" if len(values) <= _SMOOTH else ""
-    axis.plot(places, values, color=_TOP1, linewidth=1.8, marker=marker, markersize=3.5)
-    best = max(range(len(values)), key=values.__getitem__)
-    text = f"{values[-1]:.2f} %" + ("" if best == len(values) - 1 else f"\n(best {values[best]:.2f} %)")
-    axis.annotate(
-        text,
-        (places[-1], values[-1]),
-        (-6, -10),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        color=_TOP1,
-        weight="bold",
-        fontsize=10,
-    )
+    axis.plot(places, values, color=_TOP1, linewidth=1.8, marker=_marker(points), markersize=3.5, clip_on=False)
+    if len(values) == 1:
+        axis.set_ylim(0, 100)
     _dress(axis, "top-1 in %", _TOP1)
     axis.grid(False)
     axis.spines["right"].set_visible(True)
     axis.spines["right"].set_color(_GRID)
+
+
+def _in_words(top1: Sequence[float]) -> str:
+    """The last accuracy, which is the run's result, and the best if that is another."""
+    last, best = (f"{100 * value:.2f} %" for value in (top1[-1], max(top1)))
+    return f"top-1 {last}" if last == best else f"top-1 {last} (best {best})"
 
 
 def _dress(axis: Any, label: str, colour: str) -> None:

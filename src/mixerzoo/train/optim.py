@@ -86,7 +86,7 @@ def make_scheduler(optimizer: torch.optim.Optimizer, recipe: Recipe, total_steps
             "warmup_epochs, or train for longer."
         )
     common: dict[str, Any] = {
-        "t_initial": max(total_steps - warmup_steps, 1),
+        "t_initial": max(total_steps - warmup_steps, 2),  # of 1, timm remarks that nothing falls; step 0 has the peak
         "lr_min": recipe.lr * recipe.min_lr_ratio,
         "warmup_t": warmup_steps,
         "warmup_prefix": True,

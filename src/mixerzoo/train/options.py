@@ -1,4 +1,4 @@
-"""How a run uses its machines: nothing here is meant to change the result."""
+"""How a run uses its machines: nothing here is meant to change the result beyond rounding."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mixerzoo.checks import check_integer
+from mixerzoo.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class RunOptions:
         weights_dtype: Type of the tensors in ``model.safetensors``.
 
     Raises:
-        ConfigError: A number that cannot be used.
+        ConfigError: A number or device that cannot be used.
     """
 
     out_dir: Path
@@ -55,6 +56,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         """Validate every number once."""
+        if self.device.partition(":")[0] not in ("cpu", "cuda"):
+            raise ConfigError(f"device={self.device!r}: training runs on 'cpu' or 'cuda'.")
         for name in ("accumulate", "keep", "evaluate_every"):
             check_integer(name, getattr(self, name), minimum=1)
         for name in ("workers", "checkpoint_every"):

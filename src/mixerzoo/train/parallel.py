@@ -20,6 +20,13 @@ from mixerzoo.model import Mixer
 from mixerzoo.train.options import RunOptions
 
 
+def make_equal(model: Mixer) -> None:
+    """Give every process the first one's parameters: a model that was not seeded differs from process to process."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            dist.broadcast(parameter, src=0)
+
+
 def shard_model(model: Mixer, world: World) -> None:
     """Split the parameters of every layer over the processes, in place.
 

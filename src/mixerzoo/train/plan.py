@@ -1,4 +1,8 @@
-"""What a run will take before it begins: steps, operations, bytes; times only where a throughput was measured."""
+"""What a run will take before it begins: steps, operations, bytes; times only where a throughput was measured.
+
+Counting takes a moment and measuring may take a minute, so :func:`make_plan` only counts, and
+:meth:`Plan.with_speeds` takes what :mod:`mixerzoo.train.throughput` measured.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,6 @@ from typing import Any
 
 import torch
 
-from mixerzoo.data.source import Source
 from mixerzoo.errors import ConfigError, DataError
 from mixerzoo.model import Mixer
 from mixerzoo.train.cost import (
@@ -24,11 +27,9 @@ from mixerzoo.train.cost import (
 )
 from mixerzoo.train.options import RunOptions
 from mixerzoo.train.recipe import Recipe
-from mixerzoo.train.throughput import Loading, Throughput, measure_loading, measure_training
+from mixerzoo.train.throughput import Loading, Throughput
 
 GPUS = (1, 8, 64)
-_CPU_MICRO_BATCH = 8  # images that a processor is measured with at most
-_READING_BATCH = 64  # images of a micro-batch when only reading is measured
 _GIB, _MIB = 2**30, 2**20
 
 
@@ -102,6 +103,17 @@ class Plan:
         """Images of all steps together."""
         return self.total_steps * self.batch_size
 
+    def with_speeds(self, here: Throughput | None, loading: Loading | None) -> Plan:
+        """The plan with what was measured on this machine; a GPU's speed gives times where none was recorded."""
+        throughput = self.throughput
+        if throughput is None and here is not None and here.device_type == "cuda":
+            throughput = here
+        gpus = self.gpus
+        if throughput is not None:
+            an_hour = 3600 * throughput.images_per_second
+            gpus = tuple(dataclasses.replace(g, hours=self.images_seen / (g.count * an_hour)) for g in gpus)
+        return dataclasses.replace(self, here=here, loading=loading, throughput=throughput, gpus=gpus)
+
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         plain = dataclasses.asdict(self) | {"images_seen": self.images_seen}
@@ -110,10 +122,17 @@ class Plan:
             values["ddp"]["total"], values["fsdp"]["total"] = gpus.ddp.total, gpus.fsdp.total
         return plain
 
+    def counted(self) -> str:
+        """Steps, operations and bytes as text of several paragraphs."""
+        return "\n\n".join((_steps_text(self), _operations_text(self), _bytes_text(self)))
+
+    def measured(self) -> str:
+        """Speeds of this machine, and times or why there are none, as text of several paragraphs."""
+        return "\n\n".join(part for part in (_speed_text(self), _times_text(self)) if part)
+
     def __str__(self) -> str:
-        """The plan as text of several paragraphs."""
-        parts = [_steps_text(self), _operations_text(self), _bytes_text(self), _speed_text(self), _times_text(self)]
-        return "\n\n".join(part for part in parts if part)
+        """All of it."""
+        return f"{self.counted()}\n\n{self.measured()}"
 
 
 def make_plan(
@@ -123,25 +142,20 @@ def make_plan(
     options: RunOptions,
     *,
     micro_batch: int = 256,
-    measure: bool = True,
     throughput: Throughput | None = None,
-    source: Source | None = None,
 ) -> Plan:
-    """Work out what training ``model`` by ``recipe`` takes; nothing is trained and ``model`` is left alone.
+    """Count what training ``model`` by ``recipe`` takes; nothing is trained and ``model`` is left alone.
 
     Args:
         model: Its configuration is used.
         recipe: What is to be done.
         num_images: Images of the training split.
-        options: ``device``, ``amp``, ``compile``, ``backend``, ``grad_checkpointing`` and ``workers`` are used.
-        micro_batch: Most images that go through the model at once on a GPU; one that was measured comes first.
-        measure: Do a few real training steps on ``options.device``.
+        options: ``device``, ``amp``, ``backend`` and ``grad_checkpointing`` are used.
+        micro_batch: Most images that go through the model at once on a GPU; that of ``throughput`` comes first.
         throughput: Recorded earlier on a GPU, see :meth:`Throughput.read`.
-        source: What a run would read; its speed is measured.
 
     Raises:
-        ConfigError: The recorded throughput is of another model or recipe, or of no GPU; or the measured micro-batch
-            does not fit into the card's memory.
+        ConfigError: The recorded throughput is of another model or recipe, or of no GPU.
         DataError: There are fewer images than one batch.
     """
     if num_images < recipe.batch_size:
@@ -153,13 +167,10 @@ def make_plan(
         throughput.check_fits(model.config, recipe)
         if throughput.device_type != "cuda":
             raise ConfigError(f"The recorded throughput is of {throughput.device}, which is no GPU: no times follow.")
-    here = _measured_here(model, recipe, options, micro_batch) if measure else None
-    if throughput is None and here is not None and here.device_type == "cuda":
-        throughput = here
     layout = Layout(options.amp, options.grad_checkpointing, _backends(model, options), "cuda")
     blank = _without_values(model, recipe)
     at_once = throughput.micro_batch if throughput else micro_batch
-    return Plan(
+    plan = Plan(
         model=recipe.model,
         image_hw=model.config.image_hw,
         parameters=sum(p.numel() for p in blank.parameters()),
@@ -174,22 +185,12 @@ def make_plan(
         checkpointing=options.grad_checkpointing,
         backends=layout.backends,
         activations=_activations(blank, recipe, layout),
-        gpus=_all_gpus(blank, recipe, layout, at_once, num_images, throughput),
-        here=here,
+        gpus=_all_gpus(blank, recipe, layout, at_once),
+        here=None,
         throughput=throughput,
-        loading=_reading_speed(source, recipe, options) if source is not None else None,
+        loading=None,
     )
-
-
-def _measured_here(model: Mixer, recipe: Recipe, options: RunOptions, micro_batch: int) -> Throughput:
-    on_gpu = torch.device(options.device).type == "cuda"
-    most = micro_batch if on_gpu else min(micro_batch, _CPU_MICRO_BATCH)
-    return measure_training(model, recipe, options, micro_batch=min(most, recipe.batch_size))
-
-
-def _reading_speed(source: Source, recipe: Recipe, options: RunOptions) -> Loading:
-    neighbours = bool(recipe.mixup or recipe.cutmix)
-    return measure_loading(source, micro_batch=_READING_BATCH, workers=options.workers, neighbours=neighbours)
+    return plan.with_speeds(None, None)
 
 
 def _without_values(model: Mixer, recipe: Recipe) -> Mixer:
@@ -230,9 +231,8 @@ def _activations(model: Mixer, recipe: Recipe, layout: Layout) -> dict[str, int]
     }
 
 
-def _all_gpus(
-    model: Mixer, recipe: Recipe, layout: Layout, most: int, num_images: int, throughput: Throughput | None
-) -> tuple[Gpus, ...]:
+def _all_gpus(model: Mixer, recipe: Recipe, layout: Layout, most: int) -> tuple[Gpus, ...]:
+    """Without hours."""
     state, result = optimizer_bytes(model, recipe), []
     for count in GPUS:
         share, rest = divmod(recipe.batch_size, count)
@@ -243,11 +243,7 @@ def _all_gpus(
         def memory(shard: bool, count: int = count, micro: int = micro) -> Memory:
             return memory_of(model, recipe, layout, micro_batch=micro, processes=count, shard=shard, optimizer=state)
 
-        hours = None
-        if throughput is not None:
-            images = recipe.total_steps(num_images) * recipe.batch_size
-            hours = images / (count * throughput.images_per_second) / 3600
-        result.append(Gpus(count, micro, share // micro, memory(False), memory(True), hours))
+        result.append(Gpus(count, micro, share // micro, memory(False), memory(True), None))
     return tuple(result)
 
 
@@ -304,7 +300,7 @@ def _speed_text(plan: Plan) -> str:
     lines = [f"This machine trains {plan.here}."] if plan.here else []
     if plan.loading:
         source, workers = plan.loading, plan.loading.workers
-        who = f"{workers} worker processes" if workers else "the training process itself"
+        who = f"{workers} worker process{'es' if workers > 1 else ''}" if workers else "the training process itself"
         lines.append(
             f"This machine reads and augments {source.images_per_second:,.4g} images/s with {who} "
             f"(measured over {source.images:,} images)."

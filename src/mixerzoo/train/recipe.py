@@ -156,7 +156,7 @@ class Recipe:
         for setting in settings:
             name, equals, text = setting.partition("=")
             if not equals:
-                raise ConfigError(f"{setting!r} is not of the form field=value.")
+                raise ConfigError(f"{setting!r} is not of the form field=value, for instance lr=3e-4.")
             if name.startswith("augmentation."):
                 name = name.partition(".")[2]
                 nested[name] = _field_value(self.augmentation, name, text)
@@ -182,7 +182,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 def _field_value(config: Recipe | Augmentation, name: str, text: str) -> Any:
     known = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "augmentation"}
     if name not in known:
-        raise ConfigError(f"{type(config).__name__} has no field {name!r}.{did_you_mean(name, known)}")
+        prefix = "augmentation." if isinstance(config, Augmentation) else ""
+        raise ConfigError(f"A recipe has no field {prefix + name!r}.{did_you_mean(name, known)}")
     try:
         return _parse(text, like=known[name])
     except ValueError:

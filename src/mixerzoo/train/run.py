@@ -24,6 +24,7 @@ from mixerzoo.train.data import Data, DataName, open_data
 from mixerzoo.train.loop import Loop
 from mixerzoo.train.machine import device_name
 from mixerzoo.train.options import RunOptions
+from mixerzoo.train.out_dir import check_out_dir, only_one
 from mixerzoo.train.parallel import whole_copy
 from mixerzoo.train.recipe import Recipe
 from mixerzoo.train.watch import LOG_FILE, read_log
@@ -38,7 +39,8 @@ def fit(
 
     Checkpoints and logs go into ``options.out_dir``. Of the recipe, what makes the model (its name, weights, image
     size, stochastic depth, head bias) is the caller's to apply; :func:`train` does that too. Under ``torchrun`` every
-    process calls this alike. Seeds torch's global generator in every step.
+    process calls this alike, and the first one's parameters are taken. Seeds torch's global generator in every step;
+    what the options say (gradient checkpointing, backend, compilation, frozen parameters) stays with the model.
 
     Args:
         model: What to train.
@@ -51,7 +53,7 @@ def fit(
         The final accuracy on the evaluation images; None without any.
 
     Raises:
-        TrainingError: The loss became NaN or infinite, or ``out_dir`` holds another run.
+        TrainingError: The loss became NaN or infinite, or ``out_dir`` holds another run or is used by another job.
         DataError: There is less than one batch of images, or too many cannot be read.
         ConfigError: The recipe cannot be used with this model, job or packages.
         StorageError: A checkpoint could not be written.
@@ -66,8 +68,11 @@ def fit(
             f"The model has {model.num_classes} classes, the training split {data.num_classes}: "
             "model.reset_classifier changes the model's."
         )
-    loop = Loop(model, recipe, data, options, world)
-    accuracy = loop.run()
+    check_out_dir(options)
+    world.wait()  # before the first process makes the folder
+    with only_one(options.out_dir, world):
+        loop = Loop(model, recipe, data, options, world)
+        accuracy = loop.run()
     loop.keep_average()
     return accuracy
 
@@ -96,6 +101,7 @@ def train(
         StorageError: A checkpoint could not be written.
     """
     data = data if isinstance(data, DataName) else DataName(str(data))
+    check_out_dir(options)
     with job(options.device) as world:
         preprocessing = _preprocessing(recipe, data_config(recipe.model))
         opened = open_data(data, recipe, preprocessing, world)
@@ -178,7 +184,7 @@ def make_model(recipe: Recipe, num_classes: int, classes: list[str] | None = Non
         head_bias=recipe.head_bias,
     )
     assert isinstance(model, Mixer)
-    if recipe.pretrained and classes != _class_names(model):
+    if recipe.pretrained and (classes is None or classes != _class_names(model)):
         model.reset_classifier(num_classes)
     return model
 

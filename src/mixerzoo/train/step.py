@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from mixerzoo.data.source import MicroBatch, seed_of
 from mixerzoo.distributed import World
-from mixerzoo.errors import ConfigError
 from mixerzoo.model import Mixer
 from mixerzoo.train.losses import make_loss, make_targets
 from mixerzoo.train.mixing import apply_mix, draw_mix
 from mixerzoo.train.optim import make_optimizer, make_scheduler
 from mixerzoo.train.options import RunOptions
-from mixerzoo.train.parallel import prepare, settle, shard_model, synchronised
+from mixerzoo.train.parallel import make_equal, prepare, settle, shard_model, synchronised
 from mixerzoo.train.recipe import Recipe
 from mixerzoo.train.sam import Sam
 
@@ -33,10 +32,15 @@ class TrainStep:
         options: How to use the machines.
         world: The job.
         num_images: Images of the training split.
+
+    Raises:
+        ConfigError: The recipe cannot be used with this model, job or packages.
     """
 
     def __init__(self, model: Mixer, recipe: Recipe, options: RunOptions, world: World, num_images: int):
         self.model, self.recipe, self.options, self.world = model, recipe, options, world
+        if world.size > 1:
+            make_equal(model)
         if recipe.trainable == "head":
             model.requires_grad_(False)
             model.head.requires_grad_(True)
@@ -46,11 +50,6 @@ class TrainStep:
             if self.ema is not None:
                 shard_model(self.ema.module, world)
         self.total_steps, warmup = recipe.total_steps(num_images), recipe.total_warmup_steps(num_images)
-        if warmup > self.total_steps:
-            raise ConfigError(
-                f"The warm-up of {warmup} steps is longer than the run of {self.total_steps}: lower warmup_epochs or "
-                "warmup_steps, or train longer."
-            )
         self.optimizer = make_optimizer(model, recipe)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.total_steps, warmup)
         self.sam = Sam(self._trained(), recipe) if recipe.sam_rho else None

@@ -40,7 +40,9 @@ _WARMUP = {"cuda": 5, "cpu": 1}  # steps before the clock runs
 _STEPS = {"cuda": 10, "cpu": 3}  # measured at least
 _MAX_ACCUMULATE = {"cuda": 8, "cpu": 1}  # micro-batches of a measured step at most
 _SECONDS = 3.0  # measured at least
-_LONGEST = 60.0  # a loader that is slower than this is not waited for
+_LONGEST = 20.0  # what is slow is not measured for longer
+_FEWEST = 2  # steps that are measured however slow they are
+_CPU_MICRO_BATCH = 4  # images that a processor is measured with at most
 
 
 @dataclass(frozen=True)
@@ -177,18 +179,23 @@ def measure_training(model: Mixer, recipe: Recipe, options: RunOptions, *, micro
     A step has as many micro-batches as a batch of the recipe takes, up to a few: the optimiser's share of the time is
     then no smaller than in the run.
 
+    Slow steps are measured for about 20 seconds after the first one, and two of them at least.
+
     Args:
         model: Its configuration is used.
         recipe: Loss, optimiser, mixup and so on.
         options: ``device``, ``amp``, ``compile``, ``backend`` and ``grad_checkpointing`` are used.
-        micro_batch: Images that go through the model at once.
+        micro_batch: Images that go through the model at once; a processor takes 4 at most, any device no more than a
+            batch.
 
     Raises:
         ConfigError: The micro-batch does not fit into the card's memory.
     """
     device = torch.device(options.device)
+    micro_batch = min(micro_batch, recipe.batch_size, *([_CPU_MICRO_BATCH] if device.type == "cpu" else []))
     accumulate = max(1, min(_MAX_ACCUMULATE[device.type], recipe.batch_size // micro_batch))
-    recipe = dataclasses.replace(recipe, epochs=1, steps=0, warmup_epochs=0.0, warmup_steps=0)
+    images = micro_batch * accumulate
+    recipe = dataclasses.replace(recipe, batch_size=images, epochs=1, steps=0, warmup_epochs=0.0, warmup_steps=0)
     options = dataclasses.replace(options, shard=False, accumulate=accumulate)
     cards = [device] if device.type == "cuda" else []
     try:
@@ -196,7 +203,7 @@ def measure_training(model: Mixer, recipe: Recipe, options: RunOptions, *, micro
             if cards:
                 torch.cuda.reset_peak_memory_stats(device)
             fresh = Mixer.from_config(model.config, device=device)
-            step = TrainStep(fresh, recipe, options, World(device=device), 100 * recipe.batch_size)
+            step = TrainStep(fresh, recipe, options, World(device=device), 100 * images)
             batches = _random_batches(model.config, recipe, micro_batch, accumulate, pin=device.type == "cuda")
             seconds = _time_steps(step, batches, device)
             memory = memory_gib(device)
@@ -204,7 +211,6 @@ def measure_training(model: Mixer, recipe: Recipe, options: RunOptions, *, micro
         raise ConfigError(
             f"A micro-batch of {micro_batch} images does not fit into the memory of {device_name(device)}: lower it."
         ) from None
-    images = micro_batch * accumulate
     return Throughput(
         device=device_name(device),
         device_type=device.type,
@@ -250,13 +256,16 @@ def _time_steps(step: TrainStep, batches: list[MicroBatch], device: torch.device
             torch.cuda.synchronize(device)
         if i >= _WARMUP[device.type]:
             seconds.append(time.perf_counter() - start)
-        if len(seconds) >= _STEPS[device.type] and sum(seconds) >= _SECONDS:
+        enough = len(seconds) >= _STEPS[device.type] and sum(seconds) >= _SECONDS
+        if enough or (len(seconds) >= _FEWEST and sum(seconds) >= _LONGEST):
             break
     return seconds
 
 
-def measure_loading(source: Source, *, micro_batch: int, workers: int, neighbours: bool = False) -> Loading:
+def measure_loading(source: Source, *, micro_batch: int = 32, workers: int, neighbours: bool = False) -> Loading:
     """Read a source without training, once its workers have started and their queue is used up.
+
+    A slow source is measured for about 20 seconds.
 
     Args:
         source: What a run would read.
@@ -268,9 +277,13 @@ def measure_loading(source: Source, *, micro_batch: int, workers: int, neighbour
     share = Share(micro_batch, workers=workers, neighbours=neighbours)
     stream: Iterator[MicroBatch] = source.micro_batches(share, 0)
     try:
-        for _ in range(1 + 2 * workers):  # what the workers had ready when the first came
-            next(stream)
+        next(stream)
         images, start = 0, time.perf_counter()
+        for _ in range(2 * workers):  # what the workers had ready when the first came
+            next(stream)
+            if time.perf_counter() - start >= _LONGEST:
+                break
+        start = time.perf_counter()
         while True:
             images += len(next(stream).labels)
             seconds = time.perf_counter() - start

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from mixerzoo.errors import ConfigError, StorageError
 from mixerzoo.train.machine import memory_gib
 
 LOG_FILE = "metrics.jsonl"
+_EVERY, _LINES = 50, 100  # most steps between two lines; lines that a short run has about
 _SHOW_EVERY = 1.0  # seconds between two looks at the loss where looking costs nothing
 
 
@@ -35,7 +38,8 @@ class Watch:
     """Shows and records a run. Every process of the job has one and calls :meth:`step`; the first one writes.
 
     Lines are written every ``every`` steps of an epoch, at its end, and at the end of the run; only then a GPU is
-    waited for. A run that is resumed loses the lines of steps that it will do again.
+    waited for. A run that is resumed loses the lines of steps that it will do again. Files are made when there is
+    something to write.
 
     Args:
         out_dir: Receives ``metrics.jsonl`` and ``tensorboard/``.
@@ -46,7 +50,7 @@ class Watch:
         world: The job.
         progress: Show the bar (on a terminal), evaluations and notes.
         tensorboard: Write TensorBoard's event files.
-        every: Steps between two lines.
+        every: Steps between two lines; 0 for 50, and for fewer in a run of fewer than 5000 steps.
 
     Raises:
         ConfigError: TensorBoard was asked for and is not installed.
@@ -64,17 +68,20 @@ class Watch:
         world: World,
         progress: bool,
         tensorboard: bool,
-        every: int = 50,
+        every: int = 0,
     ):
         self._world, self._shows = world, progress and world.is_first
-        self._total, self._per_epoch, self._every = total_steps, steps_per_epoch, every
+        self._total, self._per_epoch = total_steps, steps_per_epoch
+        self._every = every or min(_EVERY, max(1, total_steps // _LINES))
         self._images_per_step = images_per_step
         self._done = self._line_done = first_step
         self._loss: Tensor | float = 0.0
-        self._events: Any = _event_writer(out_dir, first_step) if tensorboard and world.is_first else None
+        self._new_events = _event_writers(out_dir, first_step) if tensorboard and world.is_first else None
+        self._events: Any = None
         self._path = out_dir / LOG_FILE
         self._evaluated: set[int] = set()
         if world.is_first:
+            _check_writable(out_dir)
             self._evaluated = {
                 line["step"] for line in trim_log(self._path, first_step) if not {"loss", "note"} & line.keys()
             }
@@ -86,7 +93,7 @@ class Watch:
             dynamic_ncols=True,
             disable=None if self._shows else True,  # None: shown on a terminal only
         )
-        self._status: dict[str, str] = {}
+        self._status, self._pauses = "", 0
         self._start = self._shown = time.perf_counter()
 
     def is_due(self, step: int) -> bool:
@@ -140,13 +147,24 @@ class Watch:
             self._append({"step": self._done, "note": text})
 
     @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave what happens inside (an evaluation, a checkpoint) out of images per second."""
-        before = time.perf_counter()
+    def paused(self, doing: str = "") -> Iterator[None]:
+        """Leave what happens inside (an evaluation, a checkpoint) out of images per second; may be nested.
+
+        Args:
+            doing: What that is; the bar shows it in the meantime.
+        """
+        before, status = time.perf_counter(), self._status
+        self._pauses += 1
+        if doing:
+            self._show_text(doing)
         try:
             yield
         finally:
-            self._start += time.perf_counter() - before
+            self._pauses -= 1
+            if not self._pauses:  # the outermost
+                self._start += time.perf_counter() - before
+            if doing:
+                self._show_text(status)
 
     def close(self) -> None:
         """Take the bar away and finish the event files; can be called twice."""
@@ -187,7 +205,14 @@ class Watch:
 
     def _show(self, **status: str) -> None:
         self._shown = time.perf_counter()
-        self._bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in status.items()), refresh=False)
+        self._status = ", ".join(f"{name} {value}" for name, value in status.items())
+        self._bar.set_postfix_str(self._status, refresh=False)
+
+    def _show_text(self, text: str) -> None:
+        """At once, as no step will come for a while."""
+        if not self._bar.disable:
+            self._status = text
+            self._bar.set_postfix_str(text)
 
     def _say(self, text: str) -> None:
         if self._shows:
@@ -204,6 +229,8 @@ class Watch:
         if not self._world.is_first:
             return
         self._append(line)
+        if self._events is None and self._new_events is not None:
+            self._events = self._new_events()
         if self._events is not None:
             for name, value in line.items():
                 if name != "step" and value is not None and math.isfinite(value):
@@ -215,6 +242,7 @@ class Watch:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         text = json.dumps(finite({**line, "time": stamp}), allow_nan=False, ensure_ascii=False)
         try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
         except OSError as error:
@@ -245,10 +273,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def trim_log(path: Path, last_step: int) -> list[dict[str, Any]]:
     """Remove the lines after ``last_step`` steps, and what is no line, in one move; returns the lines that stay.
 
+    Without any the file goes.
+
     Raises:
         StorageError: The file cannot be read or written.
     """
     kept = [line for line in read_log(path) if line["step"] <= last_step]
+    if not kept:
+        _remove(path)
+        return kept
     rows = "".join(json.dumps(finite(line), allow_nan=False, ensure_ascii=False) + "\n" for line in kept)
     write_atomically(path, lambda temporary: temporary.write_text(rows, encoding="utf-8"))
     return kept
@@ -269,12 +302,30 @@ def _in_words(name: str, value: float) -> str:
     return f"{name} {value:.4g}"
 
 
-def _event_writer(out_dir: Path, first_step: int) -> Any:
-    """TensorBoard's writer; events of steps that will be done again count no more."""
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written ({error.strerror or error}).") from None
+
+
+def _check_writable(out_dir: Path) -> None:
+    """Refuse before the first step what would fail at the first line; nothing is made."""
+    existing = next(path for path in (out_dir, *out_dir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise StorageError(f"{out_dir} cannot hold the log: {existing} is no folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise StorageError(f"{out_dir} cannot hold the log: nothing can be written in {existing}.")
+
+
+def _event_writers(out_dir: Path, first_step: int) -> Callable[[], Any]:
+    """What makes TensorBoard's writer; events of steps that will be done again count no more."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
             "TensorBoard was asked for and is not installed: pip install 'mixerzoo[train]', or leave it out."
         ) from None
-    return SummaryWriter(str(out_dir / "tensorboard"), purge_step=first_step + 1)
+    return partial(SummaryWriter, str(out_dir / "tensorboard"), purge_step=first_step + 1)

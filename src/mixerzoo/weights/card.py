@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mixerzoo.config import MixerConfig
 from mixerzoo.weights.sizes import variant_of
-from mixerzoo.zoo import VARIANTS, WeightTag
+from mixerzoo.zoo import VARIANTS, Score, WeightTag
 
 _DATASETS = {"imagenet-1k": "imagenet-1k", "imagenet-21k-goog": "imagenet-21k", "imagenet-21k-miil": "imagenet-21k"}
 
@@ -20,6 +20,7 @@ def model_card(
     architecture: str,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
+    scores: Sequence[Score] = (),
     load_name: str | None = None,
 ) -> str:
     """Write a card: what the model is, where it comes from, how good it is known to be, how to load it.
@@ -30,6 +31,7 @@ def model_card(
         architecture: The name in ``config.json``: timm's where timm can express the model.
         row: The released checkpoint that it is, if it is one.
         origin: Where the weights come from, in words and values, one line each.
+        scores: How good it is known to be, besides what ``row`` says.
         load_name: The name by which ``create_model`` loads it.
     """
     in_timm = architecture not in VARIANTS
@@ -47,12 +49,13 @@ def model_card(
     lines += [f"{title}. {row.description}", ""] if row else []
     lines += ["## The model", "", *_size_lines(config, preprocessing)]
     if origin:
-        lines += ["", "## Where the weights come from", "", *(f"- {key}: {value}" for key, value in origin.items())]
+        entries = (f"- {key}: {_in_one_line(value)}" for key, value in origin.items())
+        lines += ["", "## Where the weights come from", "", *entries]
     lines += [
         "",
         "## Accuracy",
         "",
-        *_score_lines(row),
+        *_score_lines([*(row.scores if row else ()), *scores]),
         "",
         "## Use",
         "",
@@ -83,11 +86,19 @@ def _size_lines(config: MixerConfig, preprocessing: Mapping[str, Any]) -> list[s
     ]
 
 
-def _score_lines(row: WeightTag | None) -> list[str]:
-    if row is None or not row.scores:
+def _score_lines(scores: Sequence[Score]) -> list[str]:
+    if not scores:
         return ["None known."]
-    table = [f"| {score.metric} | {score.percent:g} % | {score.source} |" for score in row.scores]
+    table = [f"| {_cell(score.metric)} | {score.percent:g} % | {_cell(score.source)} |" for score in scores]
     return ["| metric | | source |", "|---|---|---|", *table]
+
+
+def _in_one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _cell(text: str) -> str:
+    return _in_one_line(text).replace("|", "\\|")
 
 
 def _use_lines(config: MixerConfig, load_name: str | None, *, in_timm: bool) -> list[str]:

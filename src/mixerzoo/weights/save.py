@@ -22,7 +22,7 @@ from mixerzoo.weights.card import model_card
 from mixerzoo.weights.files import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from mixerzoo.weights.hub_config import check_preprocessing
 from mixerzoo.weights.sizes import check_limits, check_side
-from mixerzoo.zoo import TIMM_VARIANTS, WeightTag
+from mixerzoo.zoo import TIMM_VARIANTS, Score, WeightTag
 
 _DESCRIPTION = ("interpolation", "crop_pct", "crop_mode", "mean", "std")
 _TIMM_NAMES = {ours: theirs for theirs, ours in TIMM_VARIANTS.items()}
@@ -38,6 +38,7 @@ def save_folder(
     label_names: Sequence[str] | None = None,
     row: WeightTag | None = None,
     origin: Mapping[str, Any] | None = None,
+    scores: Sequence[Score] = (),
     load_name: str | None = None,
 ) -> None:
     """Write ``model.safetensors``, ``config.json`` and, unless there is one, a model card; each in one move.
@@ -54,6 +55,7 @@ def save_folder(
         label_names: Names of the classes, in the order of the outputs.
         row: The released checkpoint that it is, if it is one.
         origin: For the card: where the weights come from.
+        scores: For the card: how good the model is known to be, besides what ``row`` says.
         load_name: For the card: the name by which ``create_model`` loads the folder.
 
     Raises:
@@ -66,7 +68,9 @@ def save_folder(
     described = _folder_config(config, variant, preprocessing, label_names=label_names, row=row)
     text = json.dumps(described, indent=2) + "\n"
     architecture = described["architecture"]
-    card = model_card(config, preprocessing, architecture=architecture, row=row, origin=origin, load_name=load_name)
+    card = model_card(
+        config, preprocessing, architecture=architecture, row=row, origin=origin, scores=scores, load_name=load_name
+    )
     stored = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     if (folder / CONFIG_FILE).is_file() and (folder / CONFIG_FILE).read_text(encoding="utf-8") != text:
         (folder / CONFIG_FILE).unlink()

@@ -14,7 +14,7 @@ the weights times the schedule. Deviations:
   pixels for 150, and geometric operations interpolate bilinearly where the original takes the nearest pixel.
 - Pillow's bilinear resize averages over the pixels that a shrinking step covers, TensorFlow's did not; aspect ratios
   go up to 4/3 for 1.33.
-- 1 % of the training split is held out at random, there it is the last 1 %.
+- 1 % of the training split is held out: of a folder a random part, of shards the last ones; there it is the last 1 %.
 - An epoch is 309 whole batches, there 309.7: 92,700 steps for 92,896.
 - Accuracy after training is that of the images held out; evaluate the 50,000 validation images afterwards.
 """
