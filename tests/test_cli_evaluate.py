@@ -15,10 +15,14 @@ from typer.testing import CliRunner
 
 import mixerzoo
 from mixerzoo.cli import app
-from mixerzoo.errors import MixerzooError
-from mixerzoo.inference.confusion_picture import draw_confusion
+from mixerzoo.cli import evaluate as evaluate_file
+from mixerzoo.data.folder import open_folder
+from mixerzoo.data.indexed import FolderImages
+from mixerzoo.data.tar import write_shards
+from mixerzoo.errors import MixerzooError, StorageError
+from mixerzoo.inference.confusion_picture import draw_confusion, percent, top_confusions
 from mixerzoo.inference.evaluate import evaluate_classes, evaluate_folder
-from mixerzoo.inference.evaluation_report import confusion_matrix, per_class
+from mixerzoo.inference.evaluation_report import class_table, confusion_matrix, per_class
 from mixerzoo.zoo import CIFAR10_LABELS
 
 MODEL = "mixer_ti4_32.cifar10"
@@ -103,6 +107,51 @@ def test_other_ways_to_run_give_the_same(data, kind, processes):
         assert one == other
 
 
+def test_shards(data, expected, tmp_path):
+    """As the folder that they were made of; under torchrun each process reads its own."""
+    pytest.importorskip("webdataset")
+    write_shards(FolderImages(open_folder(data, ("test",))), tmp_path / "shards" / "test", images_per_shard=4)
+    options = ["--data", tmp_path / "shards", "--model", MODEL, "--json", "--per-class"]
+    one = json.loads(invoke(*options, "--workers", 0).stdout)
+    assert (one["top1"], one["num_images"]) == (expected.accuracy.top1, 11)
+    assert [row["num_images"] for row in one["classes"]] == [5, 4, 2]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    command = [*launcher, "mixerzoo", "evaluate", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == one
+    for shard in (tmp_path / "shards" / "test").glob("*-000001.tar"):
+        shard.write_bytes(shard.read_bytes()[:2000])
+    assert "shard-000001.tar" in invoke(*options, "--workers", 0)
+
+
+def test_a_result_survives_a_file_that_cannot_be_written(data, expected, tmp_path, monkeypatch):
+    """The folder vanishes while the model runs."""
+    target = tmp_path / "gone"
+    target.mkdir()
+    real = evaluate_file.evaluate_data
+
+    def evaluating(*args, **kwargs):
+        target.rmdir()
+        target.write_text("a file now")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(evaluate_file, "evaluate_data", evaluating)
+    for option in ("--csv", "--confusion"):
+        name = "a.csv" if option == "--csv" else "a.png"
+        options = ["--data", data, "--model", MODEL, "--workers", 0, option, target / name]
+        result = CliRunner().invoke(app, ["evaluate", *map(str, options)])
+        assert isinstance(result.exception, StorageError)
+        assert result.stdout.startswith(f"top-1 {100 * expected.accuracy.top1:.2f} %")
+        target.unlink()
+        target.mkdir()
+
+
+def test_top5_of_few_classes_is_left_out(data):
+    result = invoke("--data", data, "--model", MODEL, "--classes", "data", "--workers", 0)
+    assert re.fullmatch(r"top-1 \d+\.\d\d % of 11 images\n", result.stdout)
+
+
 def test_few_shot_text(data):
     result = invoke("--data", data, "--model", MODEL, "--few-shot", 1, "--few-shot", 2, "--workers", 0)
     first, second = result.stdout.splitlines()
@@ -157,14 +206,28 @@ def test_the_papers_table(tmp_path):
         (["--data", "{data}/nowhere", "--model", MODEL], "There is no folder"),
         (["--data", "{data}", "--model", MODEL, "--split", "val"], "no folder named val"),
         (["--data", "{data}", "--model", "mixer_b17"], "mixer_b17"),
-        (["--data", "{data}", "--model", MODEL, "--real"], "none of the model's 10 classes"),
-        (["--data", "{data}", "--model", MODEL, "--few-shot", "3"], "only 2 images; 3 shots"),
+        (
+            ["--data", "{data}", "--model", MODEL, "--real"],
+            "ReaL labels need a model with ImageNet-1k's classes; this one has 10",
+        ),
+        (["--data", "{data}", "--model", MODEL, "--few-shot", "3"], "Class airplane .* only 2 images; 3 shots"),
         (["--data", "{data}", "--model", MODEL, "--few-shot", "1", "--l2", "0"], "l2=0.0 must be"),
         (["--data", "{data}", "--model", MODEL, "--few-shot", "1", "--multi-label"], "--few-shot does not go together"),
         (["--data", "{data}", "--model", MODEL, "--multi-label", "--real"], "--multi-label does not go .* --real"),
-        (["--data", "{data}", "--model", MODEL, "--multi-label"], "no labels.csv"),
+        (["--data", "{data}", "--model", MODEL, "--multi-label"], r"looked for .*/test/labels\.csv.*such as: "),
         (["--data", "{data}", "--model", MODEL, "--optimize", "--amp"], "--amp is for a model as it is"),
         (["--data", "{data}", "--model", MODEL, "--csv", "{data}/nowhere/a.csv"], "there is no folder"),
+        (["--data", "{data}", "--model", MODEL, "--csv", "{data}"], "--csv .* is a folder"),
+        (["--data", "{data}", "--model", MODEL, "--csv", "{data}/a.txt"], r"--csv .* must end in \.csv"),
+        (["--data", "{data}", "--model", MODEL, "--confusion", "{data}/a.jpg"], r"--confusion .* must end in \.png"),
+        (["--data", "{data}", "--model", MODEL, "--csv", "/proc/a.csv"], r"--csv /proc/a\.csv cannot be written"),
+        (["--data", "x-{{0..3}}.tar", "--model", MODEL], r"There is no shard x-0\.tar"),
+        (["--data", "x.tar", "--model", MODEL, "--real"], r"--real takes image folders only, and x\.tar is none"),
+        (["--data", "hf:a/b", "--model", MODEL, "--few-shot", "1"], "--few-shot takes image folders only"),
+        (["--data", "hf:a/b", "--model", MODEL, "--multi-label"], "--multi-label takes image folders only"),
+        (["--data", "hf:a/b", "--table", "paper"], "--table takes image folders only, and hf:a/b is none"),
+        (["--data", "hf:/nowhere", "--model", MODEL], "no local path and no name"),
+        (["--data", "{data}", "--model", MODEL, "--label-column", "y"], "Columns are for hf: data"),
         (["--data", "{data}", "--model", MODEL, "--download"], "--download is for --table"),
         (["--data", "{data}", "--model", MODEL, "--device", "tpu"], "--device tpu cannot be used"),
         (["--table", "papers"], "the only table is 'paper'"),
@@ -229,6 +292,49 @@ def test_pictures_of_any_number_of_classes(tmp_path, classes):
         pixels = np.asarray(image.convert("RGB")).astype(int)
     green = (pixels[..., 1] > pixels[..., 0] + 30).sum()
     assert (green > 100) == (classes > 1)
+
+
+def test_shares_are_rounded_half_up():
+    for share, text in ((1 / 8, "13"), (3 / 8, "38"), (0.285, "29"), (0.284, "28"), (1.0, "100"), (0.0, "0")):
+        assert percent(share) == text
+    assert [percent(share, 1) for share in (0.0025, 0.00949, 0.0005)] == ["0.3", "0.9", "0.1"]
+
+
+def test_confusions_that_may_be_chance_are_not_picked_by_their_place():
+    table = np.zeros((30, 30))
+    table[np.arange(30), np.arange(30)] = 9
+    table[0, 1:16], table[1, 2:20] = 1, 1
+    table[2, 3], table[3, 2] = 7, 2
+    pairs, more = top_confusions(table)
+    assert pairs == [(2, 3, 7), (3, 2, 2)]
+    assert more == 33
+    table[1, 2:20] = 0
+    pairs, more = top_confusions(table)  # all that there are
+    assert len(pairs) == 17
+    assert more == 0
+    table[4:8, 8:20] = 3
+    pairs, more = top_confusions(table)  # three are no chance
+    assert [count for *_, count in pairs] == [7, *[3] * 19]
+    assert more == 29 + 1 + 15
+    assert top_confusions(np.eye(3)) == ([], 0)
+
+
+def test_classes_without_images_have_no_accuracy():
+    class Table(torch.nn.Module):
+        num_classes = 3
+
+        def forward(self, x):
+            return x
+
+    data = torch.utils.data.TensorDataset(torch.eye(3)[[0, 1]], torch.tensor([0, 2]))
+    results = per_class(evaluate_classes(Table(), data, ["0", "1", "2"]))
+    assert [result.top1 for result in results] == [1.0, None, 0.0]
+    lines = class_table(results).splitlines()
+    assert [line.split() for line in lines[1:]] == [
+        ["0", "1", "100.00", "%"],
+        ["2", "1", "0.00", "%", "1", "(1)"],
+        ["1", "0"],
+    ]
 
 
 def test_confusions_by_hand():

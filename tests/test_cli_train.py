@@ -42,7 +42,7 @@ def test_train_resume_evaluate(folder, tmp_path):
     assert top1 in first.stdout
     evaluated = run_cli("evaluate", "--data", folder, "--model", f"local-dir:{out}", "--workers", 0)
     assert evaluated.returncode == 0, evaluated.stderr
-    assert top1 in evaluated.stdout
+    assert top1.partition(",")[0] in evaluated.stdout  # of two classes, top-5 says nothing there
 
 
 def test_a_dry_run_says_what_a_run_would_take_and_trains_nothing(folder, tmp_path):

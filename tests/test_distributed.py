@@ -1,7 +1,6 @@
 """Several processes compute what one computes; a process that fails ends the job; another number of them goes on."""
 
 import dataclasses
-import json
 import os
 import shutil
 import signal
@@ -20,6 +19,7 @@ from mixerzoo.errors import ConfigError
 from mixerzoo.train import fit, get_recipe, train
 from mixerzoo.train.checkpoint import newest
 from mixerzoo.train.loop import Loop
+from mixerzoo.train.watch import read_log
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 PROGRAM = Path(__file__).with_name("two_processes.py")
@@ -71,8 +71,7 @@ def test_one_process_goes_on_where_two_stopped(folder, two, tmp_path, part):
     model = small_model(dataclasses.replace(recipe, seed=5))
     fit(model, recipe, data(folder, recipe), options(tmp_path, resume=True, accumulate=4))
     assert_close(torch.load(two / part / "end.pt")["model"], model.state_dict())
-    notes = [line["note"] for line in map(json.loads, (tmp_path / "metrics.jsonl").open()) if "note" in line]
-    assert any("processes 2 -> 1" in note for note in notes)
+    assert any("processes 2 -> 1" in line.get("note", "") for line in read_log(tmp_path / "metrics.jsonl"))
 
 
 def test_all_stop_when_the_loss_of_one_is_no_number(two):

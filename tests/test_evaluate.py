@@ -15,8 +15,12 @@ from torch.utils.data import Dataset, IterableDataset, TensorDataset
 from training import small_model, write_data
 
 import mixerzoo
+from mixerzoo.data.folder import open_folder
+from mixerzoo.data.indexed import FolderImages
+from mixerzoo.data.naming import hub_name, kind_of, shard_place
+from mixerzoo.data.tar import write_shards
 from mixerzoo.errors import ConfigError, DataError
-from mixerzoo.inference.evaluate import evaluate, evaluate_classes, evaluate_folder
+from mixerzoo.inference.evaluate import evaluate, evaluate_classes, evaluate_data, evaluate_folder
 from mixerzoo.inference.real_labels import real_accuracy, real_labels
 from mixerzoo.inference.scoring import EvalOptions, judge
 
@@ -36,6 +40,8 @@ def test_evaluate_counts():
     accuracy = evaluate(model, TensorDataset(logits, labels), batch_size=3)
     assert (accuracy.top1, accuracy.top5, accuracy.num_images) == (0.25, 0.75, 4)
     assert model.training
+    assert accuracy.in_words(6) == "top-1 25.00 %, top-5 75.00 % of 4 images"
+    assert accuracy.in_words(5) == "top-1 25.00 % of 4 images"
     two = evaluate(model, TensorDataset(logits[:, :2], torch.tensor([0, 0, 0, 1])))
     assert (two.top1, two.top5) == (0.5, 1.0)
     with pytest.raises(DataError, match="no images"):
@@ -88,7 +94,7 @@ def test_a_folder_and_its_classes_in_another_order(tmp_path):
     folder, model = write_data(tmp_path / "data"), randomise(small_model()).eval()
     plain = evaluate_folder(model, folder)
     assert plain.accuracy.num_images == 12
-    assert "sorted order" in plain.mask.how
+    assert plain.mask.how == "in order, the model's classes have no names"
     model.pretrained_cfg, model.pretrained_head = {"label_names": ["red", "blue"], "num_classes": 2}, True
     swapped = evaluate_folder(model, folder, options=EvalOptions(batch_size=5, workers=1))
     assert swapped.accuracy.top1 == pytest.approx(1 - plain.accuracy.top1)
@@ -104,7 +110,7 @@ def test_a_folder_and_its_classes_in_another_order(tmp_path):
         with pytest.raises(DataError, match=message):
             evaluate_folder(model, **({"data": folder} | wrong))
     (folder / "test").rename(folder / "other")  # only train/ is left: never to be taken for the test split
-    with pytest.raises(DataError, match="no folder named test"):
+    with pytest.raises(DataError, match=r"no folder named test .*--split train"):
         evaluate_folder(model, folder)
 
 
@@ -137,8 +143,112 @@ def test_an_optimized_model(tmp_path):
 def test_labels_beyond_the_names():
     model = mixerzoo.Mixer(**TINY | {"num_classes": 2})
     data = TensorDataset(torch.zeros(1, 3, 32, 32), torch.tensor([2]))
-    with pytest.raises(DataError, match="not all within 0 to 1"):
+    with pytest.raises(DataError, match="a label 2; its classes are 0 to 1"):
         evaluate_classes(model, data, ["a", "b"])
+
+
+def test_labels_without_names_are_numbers_of_outputs():
+    """Those that do not occur are no classes of the data; the model's own names are the titles."""
+
+    model = Table()
+    model.num_classes = 6
+    model.pretrained_cfg = {"label_names": ["5", "4", "3", "2", "1", "0"], "num_classes": 6}
+    scores = torch.eye(6)[[4, 1, 1, 0]]
+    for data in (
+        TensorDataset(scores, torch.tensor([4, 1, 4, 1])),
+        Uneven([(s, y) for s, y in zip(scores, [4, 1, 4, 1], strict=True)]),
+    ):
+        found = evaluate_classes(model, data, None)
+        assert (found.accuracy.top1, found.accuracy.num_images) == (0.5, 4)
+        assert found.classes == ("1", "4")
+        assert found.mask.outputs == (1, 4)
+        assert found.mask.titles[4] == "1"
+        assert found.labels.tolist() == [1, 0, 1, 0]
+        assert found.predicted.tolist() == [4, 1, 1, 0]
+    with pytest.raises(DataError, match="a label 6; its classes are 0 to 5"):
+        evaluate_classes(model, TensorDataset(scores[:1], torch.tensor([6])), None)
+    with pytest.raises(ConfigError, match="have no names"):
+        evaluate_classes(model, data, None, restrict=True)
+
+
+def packed(folder, out, images_per_shard=5):
+    """The test split as tar shards."""
+    pytest.importorskip("webdataset")
+    write_shards(FolderImages(open_folder(folder, ("test",))), out, images_per_shard=images_per_shard)
+    return out
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+@pytest.mark.parametrize("named", [True, False])
+def test_shards_count_as_their_folder(tmp_path, named, channels):
+    folder, model = write_data(tmp_path / "data"), mixerzoo.Mixer(**TINY | {"num_classes": 2, "in_chans": channels})
+    expected = evaluate_folder(randomise(model).eval(), folder)
+    shards = packed(folder, tmp_path / "shards" / "test")
+    assert len(list(shards.glob("*.tar"))) == 3
+    if not named:
+        (shards / "classes.txt").unlink()
+    places = (str(shards), str(shards.parent), f"{shards}/shard-{{000000..000002}}.tar")
+    for place, workers in zip(places, (0, 1, 2), strict=True):
+        found = evaluate_data(model, place, options=EvalOptions(batch_size=3, workers=workers))
+        assert found.accuracy == expected.accuracy
+        assert found.classes == (("blue", "red") if named else ("0", "1"))
+        assert sorted(found.predicted.tolist()) == sorted(expected.predicted.tolist())
+    assert evaluate_data(model, str(shards.parent), split="test").accuracy == expected.accuracy
+    with pytest.raises(ConfigError, match="have no split 'val'"):
+        evaluate_data(model, places[2], split="val")
+    with pytest.raises(ConfigError, match="Columns are for hf: data"):
+        evaluate_data(model, places[0], label_column="label")
+    assert evaluate_data(model, str(folder)).accuracy == expected.accuracy
+
+
+def test_what_a_name_stands_for(tmp_path):
+    folder = write_data(tmp_path / "data")
+    (folder / "test" / "left_here.tar").touch()
+    assert kind_of(str(folder), ("test",)) == "folder"
+    shards = tmp_path / "shards"
+    (shards / "train").mkdir(parents=True)
+    (shards / "train" / "a.tar").touch()
+    assert kind_of(str(shards), ("train",)) == "shards"
+    assert kind_of(str(shards), ("test",)) == "folder"  # no test split, and never the training split instead
+    (shards / "train" / ".cache").mkdir()
+    assert shard_place(str(shards), ("test", "train")) == str(shards / "train")
+    assert kind_of("https://example.org/a/x-{0..3}.tar?key=1") == "shards"
+    assert kind_of("hf:owner/name.tar") == "hub"
+    assert hub_name("hf:owner/name") == "hf:owner/name"
+    assert hub_name(f"hf:{shards}") == str(shards)
+
+
+def test_a_data_set_in_the_hubs_form(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+    folder, model = write_data(tmp_path / "data"), randomise(small_model()).eval()
+    expected = evaluate_folder(model, folder)
+    files = sorted((folder / "test").glob("*/*.png"))
+    content = {
+        "img": [{"bytes": file.read_bytes(), "path": file.name} for file in files],
+        "label": [int(file.parent.name == "red") for file in files],
+        "number": [int(file.parent.name == "red") for file in files],
+    }
+    kinds = {"img": datasets.Image(), "number": datasets.Value("int64")}
+    try:
+        for place, label in (("named", datasets.ClassLabel(names=["blue", "red"])), ("plain", datasets.Value("int64"))):
+            (tmp_path / place).mkdir()
+            rows = datasets.Dataset.from_dict(content, features=datasets.Features(kinds | {"label": label}))
+            rows.to_parquet(tmp_path / place / "validation-00000-of-00001.parquet")
+        where = f"hf:{tmp_path / 'named'}"
+        found = evaluate_data(model, where)
+        assert found.accuracy == expected.accuracy
+        assert torch.equal(found.predicted, expected.predicted)
+        assert found.classes == ("blue", "red")
+        assert evaluate_data(model, where, split="validation").accuracy == expected.accuracy
+        plain = evaluate_data(model, f"hf:{tmp_path / 'plain'}", label_column="number", image_column="img")
+        assert plain.accuracy == expected.accuracy
+        assert plain.classes == ("0", "1")
+        with pytest.raises(DataError, match=r"no split 'holdout': it has .*validation.*--split"):
+            evaluate_data(model, where, split="holdout")
+    finally:
+        datasets.enable_progress_bars()
 
 
 def test_real_labels_of_twenty_files(tmp_path):
@@ -227,6 +337,19 @@ class Numbered(Dataset):
         return self.images[index], self.labels[index]
 
 
+class Damaged(Numbered):
+    """One image of these cannot be read."""
+
+    def __init__(self, data, index):
+        super().__init__(data.images, data.labels)
+        self.index = index
+
+    def __getitem__(self, index):
+        if index == self.index:
+            raise DataError(f"image {index} is damaged.")
+        return super().__getitem__(index)
+
+
 def several(images=11, classes=5):
     generator = torch.Generator().manual_seed(0)
     model = randomise(mixerzoo.Mixer(**TINY | {"num_classes": classes})).eval()
@@ -240,10 +363,24 @@ sys.path.insert(0, {tests!r})
 warnings.simplefilter("ignore")
 import torch
 from torch.distributed.fsdp import fully_shard
-from test_evaluate import Numbered, Uneven, several
+from test_evaluate import Damaged, Numbered, Uneven, several
+from mixerzoo.errors import DataError, MixerzooError
+from training import small_model
+from helpers import randomise
 from mixerzoo.distributed import job
-from mixerzoo.inference.evaluate import evaluate, evaluate_classes
-from mixerzoo.inference.scoring import EvalOptions, collect
+from mixerzoo.inference.evaluate import evaluate, evaluate_classes, evaluate_data
+from mixerzoo.inference.scoring import EvalOptions, agreed, collect
+order = []
+def fetch(world, fails):
+    order.append(world.rank)
+    if world.rank in fails:
+        raise DataError("not by process %d" % world.rank)
+    return world.rank
+def error_of(run):
+    try:
+        return run()
+    except MixerzooError as error:
+        return str(error)
 with job() as world:
     model, data = several()
     calls = []
@@ -267,6 +404,20 @@ with job() as world:
     fully_shard(sharded)
     result["sharded"] = vars(evaluate(sharded, data, world=world, batch_size=4))
     result["sharded_stream"] = vars(evaluate(sharded, Uneven(samples if world.rank else []), world=world, batch_size=4))
+    # What one process cannot read, both give up on, and go on together with what comes next.
+    late = Uneven(samples[:9] if world.is_first else samples[9:] + [(samples[0][0], torch.tensor(99))])
+    result["errors"] = [
+        error_of(lambda: evaluate(model, Damaged(data, 5), world=world, batch_size=2)),
+        error_of(lambda: evaluate(sharded, Damaged(data, 9), world=world, batch_size=2)),
+        error_of(lambda: evaluate_classes(model, late, list("abcde"), options=options)),
+        error_of(lambda: agreed(world, lambda: fetch(world, [1]))),
+        error_of(lambda: agreed(world, lambda: fetch(world, [0]), first_alone=True)),
+    ]
+    result["order"] = world.gather(order)
+    result["own"] = world.gather(agreed(world, lambda: fetch(world, []), first_alone=True))
+    small = randomise(small_model())
+    result["shards"] = vars(evaluate_data(small, sys.argv[1], options=options).accuracy)
+    result["one_shard"] = vars(evaluate_data(small, sys.argv[1] + "/shard-000000.tar", options=options).accuracy)
     results = world.gather(result)
     if world.is_first:
         print(json.dumps(results))
@@ -279,9 +430,19 @@ def test_two_processes_count_what_one_counts(tmp_path):
     Also with parameters spread over both (every forward pass needs both), with a stream that ends early or is empty
     on one, and with fewer images than processes.
     """
-    script = tmp_path / "job.py"
+    folder = write_data(tmp_path / "data")
+    shards, script = packed(folder, tmp_path / "shards"), tmp_path / "job.py"
     script.write_text(JOB.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(script),
+        str(shards),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     first, second = json.loads(done.stdout)
@@ -290,6 +451,18 @@ def test_two_processes_count_what_one_counts(tmp_path):
     alone = evaluate(model, data)
     assert 0 < alone.top1 < 1
     assert first["calls"] == [2, 2]
+    assert first["errors"] == [
+        "image 5 is damaged.",
+        "image 9 is damaged.",
+        "The data has a label 99; its classes are 0 to 4.",
+        "not by process 1",
+        "not by process 0",
+    ]
+    assert first["order"] == [[0, 0], [1]]  # where the first one fails, the other does not begin
+    assert first["own"] == [0, 1]
+    small = randomise(small_model())
+    assert first["shards"] == vars(evaluate_folder(small, folder).accuracy)
+    assert first["one_shard"]["num_images"] == 5  # all of them on one process
     for name in ("accuracy", "most", "all", "sharded", "sharded_stream"):
         assert first[name] == vars(alone), name
     assert first["one"] == vars(evaluate(model, Numbered(data.images[:1], data.labels[:1])))

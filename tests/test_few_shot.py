@@ -126,13 +126,13 @@ def test_a_folder(tmp_path):
 
 def test_a_folder_that_does_not_fit(tmp_path):
     folder, model = write_data(tmp_path / "data"), small_model()
-    with pytest.raises(DataError, match="only 12 images; 13 shots"):
+    with pytest.raises(DataError, match="Class blue of the training split has only 12 images; 13 shots"):
         evaluate_few_shot(model, folder, shots=(13,))
     unpooled = mixerzoo.Mixer(img_size=32, embed_dim=8, depth=1, num_classes=0, global_pool="")
     with pytest.raises(ConfigError, match="pools its tokens"):
         evaluate_few_shot(unpooled, folder)
     (folder / "test" / "blue").rename(folder / "test" / "green")
-    with pytest.raises(DataError, match="other classes"):
+    with pytest.raises(DataError, match="only the training split has blue and only the test split has green"):
         evaluate_few_shot(model, folder)
     (folder / "train").rename(folder / "training")
     with pytest.raises(DataError, match="no folder named train"):

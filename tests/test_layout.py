@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "publish": {"errors", "zoo", "model", "weights", "label_names", "factory"},
     "conversion": {"config", "errors", "zoo", "model", "weights", "names", "factory"},
     "inference": {
+        "atomic",
         "checks",
         "config",
         "distributed",

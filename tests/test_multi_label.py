@@ -151,7 +151,9 @@ def test_more_channels_than_image_files_have(tmp_path):
 
 def test_mistakes(tmp_path):
     described, model = labelled_folder(tmp_path), model_of()
-    with pytest.raises(DataError, match=r"no labels\.csv or labels\.json"):
+    with pytest.raises(
+        DataError, match=r"/test/labels\.csv, .*/val/labels\.csv, .* such as: patches/1\.png,sea,beach$"
+    ):
         evaluate_multi_label(model, tmp_path)
     labels_csv, labels_json = tmp_path / "test" / "labels.csv", tmp_path / "test" / "labels.json"
     for content, message in (

@@ -7,11 +7,11 @@ from helpers import TINY, randomise
 from PIL import Image
 
 import mixerzoo
-from mixerzoo.errors import DataError, ModelNameError
+from mixerzoo.errors import DataError, HubUnreachableError, ModelNameError
 from mixerzoo.inference import paper_table as table_file
 from mixerzoo.inference.class_masks import synsets
 from mixerzoo.inference.evaluate import evaluate_folder
-from mixerzoo.inference.paper_table import METRICS, local_weights, paper_table, recognise
+from mixerzoo.inference.paper_table import METRICS, local_weights, paper_table, recognise, scorable
 from mixerzoo.weights.official import entry_folder
 from mixerzoo.zoo import CIFAR10_LABELS, WEIGHTS
 
@@ -56,6 +56,10 @@ def test_without_weights_every_measured_cell_is_empty():
     found = paper_table()
     scores = {(row.name, score.metric) for row in WEIGHTS.values() for score in row.scores}
     assert {(row.name, row.metric) for row in found.rows} == scores
+    order = [*METRICS, "average of 5 tasks"]
+    for name in WEIGHTS:
+        metrics = [row.metric for row in found.rows if row.name == name]
+        assert metrics == sorted(metrics, key=order.index)
     assert all(row.measured is None and row.num_images is None for row in found.rows)
     cells = {(row.name, row.metric): row for row in found.rows}
     both = cells["mixer_b16.goog_in1k", "ImageNet top-1"]
@@ -71,6 +75,40 @@ def test_without_weights_every_measured_cell_is_empty():
     assert "mixer_b16.goog_in1k" in found.missing[0]
     assert "ImageNet-V2" in found.missing[1]
     assert "average of 5 tasks" in found.missing[2]
+    unlisted = {name for name, row in WEIGHTS.items() if not row.scores}
+    reasons = [reason for reason in found.missing if reason.startswith("No row for ")]
+    named = [name for reason in reasons for name in reason.partition(":")[0].removeprefix("No row for ").split(", ")]
+    assert sorted(named) == sorted(unlisted)
+    assert next(reason for reason in reasons if "goog_in21k" in reason).endswith(
+        "nothing was given that has their classes (ImageNet-R)."
+    )
+
+
+def test_which_data_the_weights_can_be_scored_on():
+    """Of ImageNet-21k's label sets, one lacks a class of ImageNet-1k and nine the other; all of R's are in both."""
+    assert scorable(WEIGHTS["mixer_ti4_32.cifar10"]) == ("CIFAR-10",)
+    assert set(scorable(WEIGHTS["mixer_b32.sam_in1k"])) == {name for name, _ in METRICS.values()} - {"CIFAR-10"}
+    assert scorable(WEIGHTS["mixer_l16.goog_in21k"]) == ("ImageNet-R",)
+    assert scorable(WEIGHTS["mixer_b16.miil_in21k"]) == ("ImageNet-R",)
+
+
+@pytest.mark.usefixtures("no_weights")
+def test_every_tag_that_the_data_can_measure_has_rows(tmp_path):
+    """Also those of which nothing is published; and a tag that is asked for by name and has none is explained."""
+    validation = folder_of(tmp_path / "val", synsets("imagenet-1k"), "ILSVRC2012_val_00000001.JPEG")
+    v2 = folder_of(tmp_path / "v2", map(str, range(1000)))
+    found = paper_table([v2, validation])
+    measurable = ["ImageNet top-1", "ImageNet top-5", "ImageNet ReaL", "ImageNet V2 top-1"]
+    for name in ("mixer_s32.gsam_in1k", "mixer_b32.sam_in1k", "mixer_b16.sam_in1k"):
+        assert [row.metric for row in found.rows if row.name == name] == measurable
+        assert name in found.missing[0]
+    assert {row.name for row in found.rows} == {n for n, row in WEIGHTS.items() if "-21k" not in row.label_set}
+    rendition = folder_of(tmp_path / "r", synsets("imagenet-r"))
+    alone = paper_table([rendition], model="mixer_b16.goog_in21k")
+    assert [row.metric for row in alone.rows] == ["ImageNet R top-1"]
+    nothing = paper_table([validation], model="mixer_b16.goog_in21k")
+    assert nothing.rows == ()
+    assert nothing.missing[-1].startswith("No row for mixer_b16.goog_in21k: ")
 
 
 def test_the_built_in_weights_are_measured(tmp_path):
@@ -113,13 +151,14 @@ def test_weights_in_the_caches_are_found_without_a_request(tmp_path, monkeypatch
 
 
 def test_each_dataset_fills_its_own_rows(tmp_path, monkeypatch):
-    """A small model in the place of the large one: ImageNet-R and -A among their 200 classes."""
+    """Small models in the place of the large ones: ImageNet-R and -A among their 200 classes."""
     model = randomise(mixerzoo.Mixer(**TINY | {"num_classes": 1000})).eval()
+    large_model = randomise(mixerzoo.Mixer(**TINY | {"num_classes": 21843})).eval()
     asked = []
 
     def create(name, **arguments):
         asked.append((name, arguments))
-        return model
+        return large_model if "in21k" in name else model
 
     monkeypatch.setattr(table_file, "create_model", create)
     monkeypatch.setattr(
@@ -132,7 +171,7 @@ def test_each_dataset_fills_its_own_rows(tmp_path, monkeypatch):
     }
     found = paper_table(folders.values())
     file = str(tmp_path / "mixer_b16.goog_in1k")
-    assert asked == [("mixer_b16.goog_in1k", {"pretrained": True, "pretrained_cfg_overlay": {"file": file}})]
+    assert asked[0] == ("mixer_b16.goog_in1k", {"pretrained": True, "pretrained_cfg_overlay": {"file": file}})
     cells = {row.metric: row for row in found.rows if row.name == "mixer_b16.goog_in1k"}
     for metric, folder in folders.items():
         expected = evaluate_folder(model, folder)
@@ -142,8 +181,40 @@ def test_each_dataset_fills_its_own_rows(tmp_path, monkeypatch):
     assert cells["ImageNet ReaL"].measured is None  # the files do not bear their original names
     assert any("ReaL is not measured" in reason for reason in found.missing)
     assert cells["ImageNet Sketch top-1"].measured is None
-    others = [row for row in found.rows if row.name != "mixer_b16.goog_in1k"]
+    assert asked[1][0] == "mixer_b16.goog_in21k"
+    large = [row for row in found.rows if row.name == "mixer_b16.goog_in21k"]
+    assert [row.metric for row in large] == ["ImageNet R top-1"]
+    assert large[0].measured is not None
+    others = [row for row in found.rows if not row.name.startswith("mixer_b16.goog_in")]
     assert all(row.measured is None for row in others)
+
+
+def test_what_fails_is_noted_and_the_rest_goes_on(tmp_path, monkeypatch):
+    """A download that fails costs its rows, an unreadable image those of its data, and nothing else."""
+    model = randomise(mixerzoo.Mixer(**TINY | {"num_classes": 1000})).eval()
+    broken = folder_of(tmp_path / "a", synsets("imagenet-a"))
+    (broken / synsets("imagenet-a")[100] / "image.png").write_bytes(b"no image")
+    folders = [folder_of(tmp_path / "r", synsets("imagenet-r")), broken]
+    asked = []
+
+    def create(name, **arguments):
+        asked.append(name)
+        if name == "mixer_b16.goog_in1k":
+            raise HubUnreachableError("the server cannot be reached")
+        return model
+
+    monkeypatch.setattr(table_file, "create_model", create)
+    monkeypatch.setattr(table_file, "local_weights", lambda tag: tmp_path / "w" if "s32" in tag.name else None)
+    found = paper_table(folders, download=True)
+    measured = {(row.name, row.metric): row.num_images for row in found.rows if row.measured is not None}
+    expected = [n for n, row in WEIGHTS.items() if row.label_set != "cifar-10" and n != "mixer_b16.goog_in1k"]
+    assert measured == {(name, "ImageNet R top-1"): 200 for name in expected}
+    assert asked == [name for name, row in WEIGHTS.items() if row.label_set != "cifar-10"]
+    notes = [note for note in found.missing if "not measured" in note]
+    assert notes[0].startswith("ImageNet-A is not measured: ")
+    assert "image.png: not an image" in notes[0]
+    assert notes[1] == "mixer_b16.goog_in1k is not measured: the server cannot be reached"
+    assert len(notes) == 2
 
 
 def test_mistakes(tmp_path):

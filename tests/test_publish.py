@@ -42,7 +42,7 @@ from mixerzoo.publish import push_folder, push_official
 from mixerzoo.weights import upload
 from mixerzoo.weights.official import entry_folder
 from mixerzoo.weights.save import _ratio
-from mixerzoo.zoo import CIFAR10_LABELS, WEIGHTS, Score
+from mixerzoo.zoo import CIFAR10_LABELS, WEIGHTS
 
 # huggingface_hub sends a large file with an argument that its HTTP client calls old-fashioned.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
@@ -811,7 +811,7 @@ def test_a_card_says_where_the_weights_come_from_and_how_good_they_are(tmp_path,
     text = (tmp_path / "unknown" / "README.md").read_text()
     assert "## Accuracy\n\nNone known." in text
     assert "## Where the weights come from" not in text
-    scores = [Score("top-1", 69.17, "240 images | held\nout"), Score("top-5", 90.0, "the same")]
+    scores = [("top-1", 69.17, "240 images | held\nout"), ("top-5", 90.0, "the same")]
     save_model(tiny, tmp_path / "known", origin={"trained": "by\nhand", "images": 5}, scores=scores)
     lines = (tmp_path / "known" / "README.md").read_text().splitlines()
     start = lines.index("## Where the weights come from")

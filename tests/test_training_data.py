@@ -121,7 +121,7 @@ def test_a_run_on_shards_learns_and_resumes(shards, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "has no folder named train"),
+        ("nowhere", "There is no folder nowhere"),
         ("nowhere/train-{0..3}.tar", "There is no shard"),
         ("pipe:cat x.tar", "pipe"),
         ("hf:nowhere/at all", "nowhere"),

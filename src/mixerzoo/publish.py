@@ -30,7 +30,7 @@ def save_model(
     preprocessing: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     origin: Mapping[str, Any] | None = None,
-    scores: Sequence[Score] = (),
+    scores: Sequence[tuple[str, float, str]] = (),
 ) -> None:
     """Save a model as a folder: ``config.json``, ``model.safetensors`` and, unless there is one, a model card.
 
@@ -45,7 +45,8 @@ def save_model(
             that replace the model's own.
         dtype: Type of the stored tensors; None keeps the model's.
         origin: For a new model card: where the weights come from, one line an entry.
-        scores: For a new model card: how good the model is, see :class:`mixerzoo.zoo.Score`.
+        scores: For a new model card: how good the model is: what was measured (``"top-1"``), percent, and by whom or on
+            what.
 
     Raises:
         ConfigError: ``model`` is no whole Mixer (a feature extractor or a pruned model, for instance), ``label_names``
@@ -71,7 +72,7 @@ def _save(
     preprocessing: dict[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     origin: Mapping[str, Any] | None = None,
-    scores: Sequence[Score] = (),
+    scores: Sequence[tuple[str, float, str]] = (),
     load_name: str | None = None,
 ) -> None:
     if not isinstance(model, Mixer):
@@ -99,7 +100,7 @@ def _save(
         preprocessing=known | (preprocessing or {}),
         label_names=label_names,
         origin=origin,
-        scores=scores,
+        scores=[Score(*score) for score in scores],
         load_name=load_name,
     )
 

@@ -111,8 +111,8 @@ def evaluate_command(
 ) -> None:
     """Measure how good a model is on labelled images; with torchrun, on several GPUs or machines."""
     request = _Request(
-        tuple(data or ()), model, split, image_column, label_column, real, classes, tuple(few_shot or ()), l2, seeds, multi_label, per_class,
-        confusion, csv, json_output, optimize, quantize, table, download,
+        tuple(data or ()), model, split, image_column, label_column, real, classes, tuple(few_shot or ()), l2, seeds,
+        multi_label, per_class, confusion, csv, json_output, optimize, quantize, table, download,
     )  # fmt: skip
     _check(request, amp)
     target = usable_device(device)

@@ -106,7 +106,5 @@ def train_command(
         raise typer.Exit(_INTERRUPTED) from None
     if is_first_process():
         if accuracy is not None:
-            typer.echo(
-                f"top-1 {100 * accuracy.top1:.2f} %, top-5 {100 * accuracy.top5:.2f} % of {accuracy.num_images} images"
-            )
+            typer.echo(accuracy.in_words())
         typer.echo(f"model: local-dir:{out}")

@@ -38,13 +38,13 @@ class Accuracy:
     num_images: int
     num_invalid: int = 0
 
-    def in_words(self, num_classes: int) -> str:
+    def in_words(self, num_classes: int | None = None) -> str:
         """``"top-1 81.31 %, top-5 98.22 % of 10000 images"``; top-5 is left out where it cannot but be 100 %.
 
         Args:
-            num_classes: Classes whose scores were compared.
+            num_classes: Classes whose scores were compared; None if that is not known.
         """
-        top5 = f", top-5 {100 * self.top5:.2f} %" if num_classes > _FIVE else ""
+        top5 = f", top-5 {100 * self.top5:.2f} %" if num_classes is None or num_classes > _FIVE else ""
         return f"top-1 {100 * self.top1:.2f} %{top5} of {self.num_images} images"
 
 

@@ -288,8 +288,8 @@ def _reasons(tags: Sequence[WeightTag], rows: Sequence[TableRow], measuring: _Me
             without.setdefault(scorable(tag), []).append(tag.name)
     for datasets, missing in without.items():
         reasons.append(
-            f"No row for {', '.join(missing)}: no figure is published, and of what can be measured here their classes "
-            f"are those of {', '.join(datasets)} alone, which was not given."
+            f"No row for {', '.join(missing)}: no figure is published, and nothing was given that has their classes "
+            f"({', '.join(datasets)})."
         )
     return [*reasons, *dict.fromkeys(measuring.notes)]
 

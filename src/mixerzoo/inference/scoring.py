@@ -158,7 +158,7 @@ def _in_range(batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None)
     for images, targets in batches:
         if num_classes is not None and not 0 <= int(targets.min()) <= int(targets.max()) < num_classes:
             wrong = int(targets.max()) if int(targets.min()) >= 0 else int(targets.min())
-            raise DataError(f"The data has a label {wrong}, which is not one of its classes, 0 to {num_classes - 1}.")
+            raise DataError(f"The data has a label {wrong}; its classes are 0 to {num_classes - 1}.")
         yield images, targets
 
 

@@ -25,7 +25,6 @@ from mixerzoo.train.data import Data, DataName
 from mixerzoo.train.machine import versions
 from mixerzoo.train.recipe import Recipe, get_recipe
 from mixerzoo.train.watch import finite
-from mixerzoo.zoo import Score
 
 CARD_FILE = "training.md"
 _IN_WORDS = {
@@ -126,7 +125,7 @@ def model_card_entries(
         "mixerzoo": __version__,
     }
     scores = [
-        Score(_metric(key), round(100 * value, 2), f"{evaluated_on}; this training run")
+        (_metric(key), round(100 * value, 2), f"{evaluated_on}; this training run")
         for key, value in metrics.items()
         if _metric(key) != key and math.isfinite(value)
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,13 @@ from torch.utils.data import Dataset
 from mixerzoo.data.folder import EVAL_SPLITS, TRAIN_SPLITS, NoSplitFolderError, open_folder
 from mixerzoo.data.hub_datasets import NoSplitError, open_hub_dataset, open_hub_stream
 from mixerzoo.data.indexed import FolderImages, IndexedSource, Labelled, Transformed, hold_out
-from mixerzoo.data.remote import is_url
+from mixerzoo.data.naming import hub_name, kind_of, shard_place
 from mixerzoo.data.shards import ShardImages, ShardSource, open_shards
 from mixerzoo.data.source import Source
 from mixerzoo.data.transforms import eval_transform, train_transform
 from mixerzoo.distributed import World
 from mixerzoo.errors import ConfigError, DataError
 from mixerzoo.train.recipe import Recipe
-
-_HUB = "hf:"
 
 
 @dataclass(frozen=True)
@@ -84,21 +83,36 @@ def open_data(
     name = name if isinstance(name, DataName) else DataName(str(name))
     _check(name, recipe)
     augment, judge = train_transform(preprocessing, recipe.augmentation), eval_transform(preprocessing)
-    if _are_shards(name.train):
-        return _open_shards(name, recipe, augment, judge, world or World())
-    if name.train.startswith(_HUB):
-        return _open_hub(name, recipe, augment, judge)
-    images: Labelled = FolderImages(open_folder(name.train, TRAIN_SPLITS))
-    classes = images.classes
-    if recipe.holdout:
-        images, held_out = hold_out(images, recipe.holdout)
-        return _data(name, IndexedSource(images, augment), Transformed(held_out, judge))
-    where = name.evaluation or name.train
-    try:
-        evaluation = open_folder(where, EVAL_SPLITS, judge, classes)
-    except NoSplitFolderError as error:
-        raise DataError(f"{error} Or keep a part of the training images out: --set holdout=0.1.") from None
-    return _data(name, IndexedSource(images, augment), evaluation)
+    world = world or World()
+    evaluation: Dataset[Any] | None = None
+    source: Source
+    if (place := shard_place(name.train, TRAIN_SPLITS)) is not None:
+        shards = open_shards(place, num_classes=name.num_classes or None)
+        if recipe.holdout:
+            shards, held_out_shards = shards.split(recipe.holdout)
+            evaluation = ShardImages(held_out_shards, judge, rank=world.rank, world_size=world.size)
+        source = ShardSource(shards, augment)
+    elif name.streaming:
+        source = open_hub_stream(
+            hub_name(name.train), "train", augment, num_images=name.num_images or None, **_columns(name)
+        )
+    else:
+        images = _images(name)
+        if recipe.holdout:
+            images, held_out = hold_out(images, recipe.holdout)
+            evaluation = Transformed(held_out, judge)
+        source = IndexedSource(images, augment)
+    return _data(name, source, evaluation or _open_evaluation(name, source.classes, judge, world))
+
+
+def _images(name: DataName) -> Labelled:
+    if kind_of(name.train) == "hub":
+        return open_hub_dataset(hub_name(name.train), "train", **_columns(name))
+    return FolderImages(open_folder(name.train, TRAIN_SPLITS))
+
+
+def _columns(name: DataName) -> dict[str, Any]:
+    return {"image_column": name.image_column or None, "label_column": name.label_column or None}
 
 
 def _check(name: DataName, recipe: Recipe) -> None:
@@ -107,7 +121,7 @@ def _check(name: DataName, recipe: Recipe) -> None:
             f"There are two answers to what to evaluate on: holdout={recipe.holdout} of the training images, and "
             f"{name.evaluation}. Add --set holdout=0, or leave --eval-data out."
         )
-    if name.streaming and not name.train.startswith(_HUB):
+    if name.streaming and kind_of(name.train) != "hub":
         raise ConfigError(f"--streaming is for hf: data, and {name.train} is none: leave it out.")
     if name.streaming and recipe.holdout:
         raise ConfigError(
@@ -124,69 +138,42 @@ def _data(name: DataName, source: Source, evaluation: Dataset[Any] | None) -> Da
     return Data(source, evaluation, known or name.num_classes or None)
 
 
-def _are_shards(where: str) -> bool:
-    if is_url(where) or where.endswith(".tar"):
-        return True
-    folder = Path(where)
-    inside = next((folder / split for split in TRAIN_SPLITS if (folder / split).is_dir()), folder)
-    return inside.is_dir() and any(inside.glob("*.tar")) and not any(path.is_dir() for path in inside.iterdir())
-
-
-def _open_hub(name: DataName, recipe: Recipe, augment: Callable[[Any], Any], judge: Callable[[Any], Any]) -> Data:
-    columns: dict[str, Any] = {"image_column": name.image_column or None, "label_column": name.label_column or None}
-    where = _hub_name(name.train)
-    if name.streaming:
-        stream = open_hub_stream(where, "train", augment, num_images=name.num_images or None, **columns)
-        return _data(name, stream, _hub_evaluation(name, judge, stream.classes, columns))
-    images: Labelled = open_hub_dataset(where, "train", **columns)
-    if recipe.holdout:
-        images, held_out = hold_out(images, recipe.holdout)
-        return _data(name, IndexedSource(images, augment), Transformed(held_out, judge))
-    evaluation = _hub_evaluation(name, judge, images.classes, columns)
-    return _data(name, IndexedSource(images, augment), evaluation)
-
-
-def _open_shards(
-    name: DataName, recipe: Recipe, augment: Callable[[Any], Any], judge: Callable[[Any], Any], world: World
-) -> Data:
-    folder = Path(name.train)
-    beside = {path.name: path for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else {}
-    count = name.num_classes or None
-    shards = open_shards(beside.get("train", name.train), num_classes=count)
-    if recipe.holdout:
-        shards, held_out = shards.split(recipe.holdout)
-        evaluation: Any = ShardImages(held_out, judge, rank=world.rank, world_size=world.size)
-        return _data(name, ShardSource(shards, augment), evaluation)
-    other = name.evaluation or next((str(beside[split]) for split in EVAL_SPLITS if split in beside), "")
-    evaluation = None
-    if other:
-        judged = open_shards(other, num_classes=shards.num_classes)
-        _check_same(judged.classes, shards.classes, other)
-        evaluation = ShardImages(judged, judge, rank=world.rank, world_size=world.size)
-    return _data(name, ShardSource(shards, augment), evaluation)
+def _open_evaluation(
+    name: DataName, classes: list[str] | None, judge: Callable[[Any], Any], world: World
+) -> Dataset[Any] | None:
+    """What the user named, or the split beside the training split; of streams and Hub data there need be none."""
+    where = name.evaluation or name.train
+    kind = kind_of(where, EVAL_SPLITS)
+    if kind == "hub":
+        return _hub_evaluation(name, where, classes, judge)
+    beside_shards = not name.evaluation and kind_of(name.train, TRAIN_SPLITS) == "shards"
+    if kind == "shards":
+        place = shard_place(where, EVAL_SPLITS)
+        assert place is not None
+        if beside_shards and place == shard_place(where, TRAIN_SPLITS):
+            return None
+        shards = open_shards(place, num_classes=len(classes) if classes else name.num_classes or None)
+        _check_same(shards.classes, classes, where)
+        return ShardImages(shards, judge, rank=world.rank, world_size=world.size)
+    try:
+        return open_folder(where, EVAL_SPLITS, judge, classes)
+    except NoSplitFolderError as error:
+        if beside_shards:
+            return None
+        raise DataError(f"{error} Or keep a part of the training images out: --set holdout=0.1.") from None
 
 
 def _hub_evaluation(
-    name: DataName, judge: Callable[[Any], Any], classes: list[str] | None, columns: dict[str, Any]
+    name: DataName, where: str, classes: list[str] | None, judge: Callable[[Any], Any]
 ) -> Dataset[Any] | None:
-    where = _hub_name(name.evaluation or name.train)
     for split in (*EVAL_SPLITS, "valid"):
-        try:
-            found = open_hub_dataset(where, split, **columns)
-        except NoSplitError as error:
-            problem = error
-            continue
-        _check_same(found.classes, classes, where)
-        return Transformed(found, judge)
+        with suppress(NoSplitError):
+            found = open_hub_dataset(hub_name(where), split, **_columns(name))
+            _check_same(found.classes, classes, where)
+            return Transformed(found, judge)
     if name.evaluation:
-        raise DataError(f"There is nothing to evaluate on: {problem}")
+        raise DataError(f"{where} has none of the splits {', '.join(EVAL_SPLITS)} to evaluate on.")
     return None
-
-
-def _hub_name(where: str) -> str:
-    """Without its prefix if it is a place on this machine, which is what the library ``datasets`` reads then."""
-    local = where.removeprefix(_HUB)
-    return local if Path(local).exists() else where
 
 
 def _check_same(classes: list[str] | None, expected: list[str] | None, where: str) -> None:

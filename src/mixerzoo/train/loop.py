@@ -148,12 +148,10 @@ class Loop:
         self._check_loss(loss)
         self.watch.step(self.step, loss, self.train_step.lr)
         self.step += 1
-        with self.watch.paused():
-            if self._is_due():
+        if self._is_due():
+            with self.watch.paused("saving a checkpoint"):
                 self.save()
-            if self._evaluation_is_due():
-                return self.evaluate()
-        return None
+        return self.evaluate() if self._evaluation_is_due() else None
 
     def _evaluation_is_due(self) -> bool:
         epoch, rest = divmod(self.step, self.steps_per_epoch)
@@ -190,13 +188,15 @@ class Loop:
         """Accuracy of what would be saved now."""
         if self.data.evaluation is None:
             return None
-        accuracy = evaluate(
-            self.train_step.averaged,
-            self.data.evaluation,
-            world=self.world,
-            amp=self.options.amp,
-            workers=self.options.workers,
-        )
+        with self.watch.paused("evaluating"):
+            accuracy = evaluate(
+                self.train_step.averaged,
+                self.data.evaluation,
+                world=self.world,
+                amp=self.options.amp,
+                workers=self.options.workers,
+                progress=self.options.progress,
+            )
         self.watch.evaluated(self.step, {"top1": accuracy.top1, "top5": accuracy.top5})
         return accuracy
 

@@ -17,7 +17,7 @@ from mixerzoo.inference.evaluate import Accuracy
 from mixerzoo.label_names import labels
 from mixerzoo.model import Mixer
 from mixerzoo.publish import save_model
-from mixerzoo.train.card import CARD_FILE, write_card
+from mixerzoo.train.card import CARD_FILE, evaluated_images, model_card_entries, write_card
 from mixerzoo.train.checkpoint import newest
 from mixerzoo.train.curves import draw_curves
 from mixerzoo.train.data import Data, DataName, open_data
@@ -110,6 +110,8 @@ def train(
         model = make_model(recipe, opened.num_classes, opened.train.classes)
         accuracy = fit(model, recipe, opened, options, world=world)
         whole = whole_copy(model)
+        metrics = {"top1": accuracy.top1, "top5": accuracy.top5} if accuracy is not None else {}
+        evaluated_on = evaluated_images(accuracy.num_images, recipe, data, opened) if accuracy is not None else ""
         if whole is not None:
             save_model(
                 whole,
@@ -117,8 +119,9 @@ def train(
                 label_names=opened.train.classes,
                 preprocessing={key: value for key, value in preprocessing.items() if key != "input_size"},
                 dtype=options.weights_dtype,
+                **model_card_entries(recipe, recipe_name, data, opened.train.num_images, metrics, evaluated_on),
             )
-            _describe(recipe, recipe_name, data, opened, options, world, accuracy)
+            _describe(recipe, recipe_name, data, opened, options, world, metrics, evaluated_on)
         world.wait()
     return accuracy
 
@@ -130,7 +133,8 @@ def _describe(
     opened: Data,
     options: RunOptions,
     world: World,
-    accuracy: Accuracy | None,
+    metrics: dict[str, float],
+    evaluated_on: str,
 ) -> None:
     """Draw the curves and write the card."""
     out_dir, log = options.out_dir, options.out_dir / LOG_FILE
@@ -149,7 +153,8 @@ def _describe(
             "classes": opened.train.classes or opened.num_classes,
             "unusable": len(last.run["faults"]) if last else 0,
         },
-        metrics={"top1": accuracy.top1, "top5": accuracy.top5} if accuracy is not None else {},
+        metrics=metrics,
+        evaluated_on=evaluated_on,
         run={
             "device": device_name(world.device),
             "world_size": world.size,
