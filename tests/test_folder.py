@@ -11,8 +11,9 @@ from mixerzoo.errors import DataError
     ("prepare", "message"),
     [
         (lambda p: None, "has no folder named train"),
-        (lambda p: (p / "train").mkdir(), "has no images"),
-        (lambda p: (p / "train" / "cat").mkdir(parents=True), "has no images"),
+        (lambda p: p.rmdir(), "There is no folder"),
+        (lambda p: (p / "train").mkdir(), r"no class folders: expected images at .*train/<class>"),
+        (lambda p: (p / "train" / "cat").mkdir(parents=True), r"class folders without images \(cat\)"),
     ],
 )
 def test_folders_without_data(tmp_path, prepare, message):
@@ -23,5 +24,11 @@ def test_folders_without_data(tmp_path, prepare, message):
 
 def test_classes_must_agree(tmp_path):
     folder = write_data(tmp_path)
-    with pytest.raises(DataError, match=r"blue, red.*expected"):
-        open_folder(folder, EVAL_SPLITS, lambda image: image, ["red", "blue"])
+    for expected, difference in (
+        (["red", "blue"], "the order differs"),
+        (["blue", "green", "red"], "green is missing"),
+        (["blue"], "red is not expected"),
+        (["blue", "cyan", "green"], "cyan, green are missing, red is not expected"),
+    ):
+        with pytest.raises(DataError, match=rf"not those expected: {difference}\.$"):
+            open_folder(folder, EVAL_SPLITS, lambda image: image, expected)

@@ -30,6 +30,7 @@ def train_command(
         ),
     ],
     recipe: Annotated[str, typer.Option(help="A named recipe.")] = "cifar10_scratch",
+    model: Annotated[str | None, typer.Option(help="Short for --set model=NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override one field: --set lr=3e-4.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for checkpoints, logs and weights.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
@@ -66,7 +67,7 @@ def train_command(
     half: Annotated[bool, typer.Option("--half", help="Write the final weights in float16.")] = False,
 ) -> None:
     """Train a model by a recipe. Start it with torchrun to use several processes, GPUs or machines."""
-    chosen = get_recipe(recipe).override(set_ or [])
+    chosen = get_recipe(recipe).override([*(set_ or []), *([f"model={model}"] if model else [])])
     if out is None and not dry_run:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
     name = DataName(data, eval_data, streaming, num_classes, num_images, image_column, label_column)
