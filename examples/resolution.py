@@ -16,12 +16,11 @@ from pathlib import Path
 
 import mixerzoo
 from mixerzoo.bench.circumstances import circumstances
-from mixerzoo.data.folder import EVAL_SPLITS, TRAIN_SPLITS, open_folder
-from mixerzoo.data.transforms import Augmentation, train_transform
+from mixerzoo.data.transforms import Augmentation
 from mixerzoo.factory import data_config
-from mixerzoo.inference.evaluate import eval_batches, evaluate
-from mixerzoo.train.loop import RunOptions, fit
-from mixerzoo.train.recipe import Recipe
+from mixerzoo.inference.evaluate import evaluate
+from mixerzoo.train import Recipe, RunOptions, fit
+from mixerzoo.train.data import open_data
 
 CASES = [(32, None), (40, "interpolate"), (48, "interpolate"), (64, "interpolate"), (64, "tile")]
 CASES += [(96, "interpolate"), (96, "tile")]
@@ -47,7 +46,8 @@ def recipe_for(size: int, lr: float) -> Recipe:
 def run_case(size: int, resize: str | None, args: argparse.Namespace) -> dict[str, object]:
     """Evaluate one scheme at one size, before and after an epoch of fine-tuning."""
     model = mixerzoo.create_model("mixer_ti4_32", pretrained=True, img_size=size, resize=resize)
-    test_set = open_folder(args.data, EVAL_SPLITS, mixerzoo.create_transform(model))
+    recipe = recipe_for(size, args.lr)
+    data = open_data(args.data, recipe, data_config(model))
     row: dict[str, object] = {
         "img_size": size,
         "resize": resize,
@@ -56,15 +56,11 @@ def run_case(size: int, resize: str | None, args: argparse.Namespace) -> dict[st
         "multiply_adds": model.config.multiply_adds,
         "lr": args.lr,
         "circumstances": circumstances(),
-        "top1_before": evaluate(model, eval_batches(test_set, args.workers)).top1,
+        "top1_before": evaluate(model, data.evaluation, workers=args.workers).top1,
     }
     if not args.no_train:
-        recipe = recipe_for(size, args.lr)
-        train_set = open_folder(args.data, TRAIN_SPLITS, train_transform(data_config(model), recipe.augmentation))
-        out_dir = args.out / f"{size}-{resize}"
-        options = RunOptions(out_dir, compile=args.compile, workers=args.workers, resume=True)
-        fit(model, recipe, train_set, None, options)
-        row["top1_after"] = evaluate(model, eval_batches(test_set, args.workers)).top1
+        options = RunOptions(args.out / f"{size}-{resize}", compile=args.compile, workers=args.workers, resume=True)
+        row["top1_after"] = fit(model, recipe, data, options).top1
     return row
 
 
@@ -75,13 +71,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for results and checkpoints")
     parser.add_argument("--lr", type=float, default=0.03)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--only", type=int, help="one of the sizes, in pixels")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--no-train", action="store_true", help="only evaluate the weights as they are carried")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     results = args.out / "results.jsonl"
     done = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for size, resize in CASES:
+    for size, resize in [case for case in CASES if args.only in (None, case[0])]:
         same = [row for row in done if (row["img_size"], row["resize"]) == (size, resize)]
         if any(args.no_train or "top1_after" in row for row in same):
             continue
