@@ -195,6 +195,16 @@ def test_what_a_kill_left_of_old_checkpoints_goes(folder, tmp_path):
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000006", "step-00000009"]
 
 
+def test_an_incomplete_checkpoint_is_replaced(folder, tmp_path):
+    """One that was copied without its hidden file is not resumed from, and is not in the way either."""
+    fit(small_model(), QUICK, train_only(folder), options(tmp_path, keep=3))
+    for step in (6, 9):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / ".metadata").unlink()
+    fit(small_model(), QUICK, train_only(folder), options(tmp_path, resume=True, keep=3))
+    assert [path.name for path in complete(tmp_path / "checkpoints")] == [f"step-{i:08d}" for i in (3, 6, 9)]
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 3
+
+
 def test_a_label_beyond_the_models_classes_is_named(folder, tmp_path):
     source = data(folder).train
     source.data.folder.samples[5] = (source.data.folder.samples[5][0], 7)

@@ -61,7 +61,7 @@ class World:
 
 def is_first_process() -> bool:
     """Whether this is the process of a job that speaks: the first one, or the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return not in_a_job() or os.environ["RANK"] == "0"
 
 
 def in_a_job() -> bool:
@@ -102,5 +102,8 @@ def job(device: str = "cpu", *, timeout_s: float = 1800.0) -> Iterator[World]:
     dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
     try:
         yield World(dist.get_rank(), dist.get_world_size(), place)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        if place.type == "cpu":  # NCCL would wait for the others, which wait for this one: torchrun ends them
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()

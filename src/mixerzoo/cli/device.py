@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
+from mixerzoo.distributed import in_a_job
 from mixerzoo.errors import ConfigError
 
 
@@ -17,8 +16,9 @@ def usable_device(name: str) -> torch.device:
     """
     try:
         device = torch.device(name)
-        index = int(os.environ.get("LOCAL_RANK", 0)) if device.type == "cuda" and device.index is None else device.index
-        torch.empty(1, device=torch.device(device.type, index))  # under torchrun, each process touches its own card
+        if device.type == "cuda" and in_a_job() and torch.cuda.is_available():
+            return device  # the job gives each process a card of its own, and says if there are too few
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name} cannot be used ({reason}): try --device cpu.") from None

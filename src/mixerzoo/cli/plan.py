@@ -48,17 +48,16 @@ def show_plan(
         throughput: A GPU's recorded throughput is read from this file; one that is measured here is written to it.
         as_json: Print one JSON object, at the end.
     """
-    blank = dataclasses.replace(recipe, pretrained=False, holdout=0.0)
+    blank = dataclasses.replace(recipe, pretrained=False)
     opened = None if data.train == SYNTHETIC else _open(data, blank)
     if opened is None:
-        images, classes = data.num_images or _IMAGENET_1K, data.num_classes or _IMAGENET_CLASSES
-    else:
-        images, classes = data.num_images or opened.train.num_images, opened.num_classes or 0
+        blank = dataclasses.replace(blank, holdout=0.0)
+    whole = data.num_images or (_IMAGENET_1K if opened is None else 0)
+    images = whole - round(recipe.holdout * whole) if opened is None or whole else opened.train.num_images
+    classes = (data.num_classes or _IMAGENET_CLASSES) if opened is None else opened.num_classes or 0
     recorded = Throughput.read(throughput) if throughput is not None and throughput.exists() else None
     model = make_model(blank, classes)
-    plan = make_plan(
-        model, recipe, images - round(recipe.holdout * images), options, micro_batch=micro_batch, throughput=recorded
-    )
+    plan = make_plan(model, recipe, images, options, micro_batch=micro_batch, throughput=recorded)
     if not as_json:
         typer.echo(plan.counted() + "\n")
     _tell(f"measuring training steps on {device_name(torch.device(options.device))} ...")

@@ -70,6 +70,8 @@ def train_command(
     chosen = get_recipe(recipe).override([*(set_ or []), *([f"model={model}"] if model else [])])
     if out is None and not dry_run:
         raise ConfigError("Training needs --out FOLDER for its checkpoints and weights.")
+    if not dry_run and (throughput is not None or json_output):
+        raise ConfigError("--throughput and --json are for --dry-run: add it, or leave them out.")
     name = DataName(data, eval_data, streaming, num_classes, num_images, image_column, label_column)
     options = RunOptions(
         out or Path(),
@@ -103,7 +105,8 @@ def train_command(
     except KeyboardInterrupt:
         last = newest(options.out_dir)
         where = f"from step {last.run['step']}" if last else "from the beginning: no checkpoint was written yet"
-        typer.echo(f"stopped; the same command with --resume goes on {where}.", err=True)
+        if is_first_process():
+            typer.echo(f"stopped; the same command with --resume goes on {where}.", err=True)
         raise typer.Exit(_INTERRUPTED) from None
     if is_first_process():
         if accuracy is not None:

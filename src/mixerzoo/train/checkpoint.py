@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial as partial_function
 from pathlib import Path
@@ -181,8 +181,9 @@ class Checkpoints:
         write_atomically(partial / _RUN_FILE, lambda path: path.write_text(content, encoding="utf-8"))
 
     def _publish_if_written(self, final: Path, future: Future[Any]) -> None:
-        if future.exception() is None:  # else finish() says so
-            self._publish(final)
+        if future.exception() is None:
+            with suppress(OSError):  # finish() tries again, and says so
+                self._publish(final)
 
     def _publish(self, final: Path) -> None:
         """Give a checkpoint that is written its name, and remove the oldest; whoever comes first does it."""
@@ -209,7 +210,7 @@ class Checkpoints:
 
 def _remove(folder: Path) -> None:
     """Remove a checkpoint; killed in between, what is left is not taken for one."""
-    doomed = folder.with_name(folder.name + _PARTIAL)
+    doomed = folder.with_name(f"{folder.name}.old{_PARTIAL}")
     folder.rename(doomed)
     shutil.rmtree(doomed)
 

@@ -47,7 +47,7 @@ class DataName:
             - a folder with ``train/<class>/*.jpg`` and ``test`` or ``val`` beside it,
             - a folder with ``train/*.tar`` (and ``test`` or ``val``), or a path or ``http(s)`` address of tar shards
               with ranges in braces: ``https://.../train-{0000..0146}.tar``,
-            - ``hf:owner/name[:config]`` or ``hf:`` and a local folder, for the library ``datasets``.
+            - ``hf:owner/name[:config]``, or ``hf:`` and a local folder or Parquet file, for the library ``datasets``.
         evaluation: The same for evaluation; empty for the split beside ``train``, if there is one.
         streaming: Read a data set of the Hub as it comes, without downloading it first.
         num_classes: Where the data has no names for its classes: how many there are; 0 otherwise.
@@ -123,6 +123,9 @@ def _check(name: DataName, recipe: Recipe) -> None:
         )
     if name.streaming and kind_of(name.train) != "hub":
         raise ConfigError(f"--streaming is for hf: data, and {name.train} is none: leave it out.")
+    for option in ("image_column", "label_column"):
+        if getattr(name, option) and kind_of(name.train) != "hub":
+            raise ConfigError(f"--{option.replace('_', '-')} is for hf: data, and {name.train} is none: leave it out.")
     if name.streaming and recipe.holdout:
         raise ConfigError(
             f"holdout={recipe.holdout} needs images that can be read in any order, and a stream cannot: add --set "
@@ -160,12 +163,16 @@ def _open_evaluation(
     except NoSplitFolderError as error:
         if beside_shards:
             return None
+        if name.evaluation:
+            raise
         raise DataError(f"{error} Or keep a part of the training images out: --set holdout=0.1.") from None
 
 
 def _hub_evaluation(
     name: DataName, where: str, classes: list[str] | None, judge: Callable[[Any], Any]
 ) -> Dataset[Any] | None:
+    if hub_name(where).endswith(".parquet") and not name.evaluation:
+        return None  # one file is one split, whatever it is asked for
     for split in (*EVAL_SPLITS, "valid"):
         with suppress(NoSplitError):
             found = open_hub_dataset(hub_name(where), split, **_columns(name))

@@ -108,7 +108,10 @@ class Loop:
         """Tell of a resume from nothing, and of one on other terms, which may round differently."""
         self.terms = {
             "processes": self.world.size,
-            **{name: getattr(self.options, name) for name in ("amp", "compile", "backend", "accumulate", "shard")},
+            **{
+                name: getattr(self.options, name)
+                for name in ("device", "amp", "compile", "backend", "accumulate", "shard")
+            },
         }
         if checkpoint is None:
             if self.options.resume:

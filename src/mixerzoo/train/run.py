@@ -24,7 +24,7 @@ from mixerzoo.train.data import Data, DataName, open_data
 from mixerzoo.train.loop import Loop
 from mixerzoo.train.machine import device_name
 from mixerzoo.train.options import RunOptions
-from mixerzoo.train.out_dir import check_out_dir, only_one
+from mixerzoo.train.out_dir import only_one
 from mixerzoo.train.parallel import whole_copy
 from mixerzoo.train.recipe import Recipe
 from mixerzoo.train.watch import LOG_FILE, read_log
@@ -61,6 +61,13 @@ def fit(
     if world is None:
         with job(options.device) as joined:
             return fit(model, recipe, data, options, world=joined)
+    with only_one(options, world):
+        return _fit(model, recipe, data, options, world)
+
+
+def _fit(
+    model: Mixer, recipe: Recipe, data: Data | DataName | str | Path, options: RunOptions, world: World
+) -> Accuracy | None:
     if not isinstance(data, Data):
         data = open_data(data, recipe, data_config(model), world)
     if data.num_classes not in (None, model.num_classes):
@@ -68,11 +75,8 @@ def fit(
             f"The model has {model.num_classes} classes, the training split {data.num_classes}: "
             "model.reset_classifier changes the model's."
         )
-    check_out_dir(options)
-    world.wait()  # before the first process makes the folder
-    with only_one(options.out_dir, world):
-        loop = Loop(model, recipe, data, options, world)
-        accuracy = loop.run()
+    loop = Loop(model, recipe, data, options, world)
+    accuracy = loop.run()
     loop.keep_average()
     return accuracy
 
@@ -101,14 +105,13 @@ def train(
         StorageError: A checkpoint could not be written.
     """
     data = data if isinstance(data, DataName) else DataName(str(data))
-    check_out_dir(options)
-    with job(options.device) as world:
+    with job(options.device) as world, only_one(options, world):
         preprocessing = _preprocessing(recipe, data_config(recipe.model))
         opened = open_data(data, recipe, preprocessing, world)
         if opened.num_classes is None:
             raise DataError(f"{data.train} does not say how many classes it has: give their number (--num-classes).")
         model = make_model(recipe, opened.num_classes, opened.train.classes)
-        accuracy = fit(model, recipe, opened, options, world=world)
+        accuracy = _fit(model, recipe, opened, options, world)
         whole = whole_copy(model)
         metrics = {"top1": accuracy.top1, "top5": accuracy.top5} if accuracy is not None else {}
         evaluated_on = evaluated_images(accuracy.num_images, recipe, data, opened) if accuracy is not None else ""
