@@ -88,7 +88,7 @@ def test_a_tag_brings_labels_preprocessing_and_scores(tmp_path, source):
     assert mixerzoo.labels(model)[3] == "cat"
     assert model.pretrained_cfg["crop_pct"] == 1.0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "| CIFAR-10 top-1 | 81.31 % |" in card
+    assert "| CIFAR-10 top-1 | 83.91 % |" in card
     assert "license: \"apache-2.0\"" in card  # fmt: skip
     assert "w.npz" in card
     assert not (tmp_path / "out" / "provenance.json").exists()

@@ -603,7 +603,7 @@ def test_the_card_names_the_source_and_its_hash(uploads, hub, official, files):
     assert f"{files.url}/second/Mixer-Ti_4.npz" in card
     assert sha256(files.files["/second/Mixer-Ti_4.npz"]) in card
     assert 'license: "apache-2.0"' in card
-    assert "CIFAR-10 top-1 | 81.31 %" in card
+    assert "CIFAR-10 top-1 | 83.91 %" in card
 
 
 def test_a_second_run_converts_and_uploads_nothing(uploads, official, files):

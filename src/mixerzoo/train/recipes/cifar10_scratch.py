@@ -1,4 +1,4 @@
-"""CIFAR-10 from scratch with Mixer-Ti/4 at 32 pixels: @@TOP1@@ % top-1 after 40 epochs.
+"""CIFAR-10 from scratch with Mixer-Ti/4 at 32 pixels: 83.9 % top-1 after 40 epochs.
 
 Measured 2026-11-21 with two gloo processes on two cores, bf16 autocast and torch.compile (about 100 s an epoch); the
 built-in checkpoint ``mixer_ti4_32.cifar10``; docs/results.md has the curve. With 32 epochs, one RandAugment operation,
